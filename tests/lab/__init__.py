@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The laboratory: a machine's network, bus, polkit and users, made in namespaces of the test's own.
+
+Everything privileged is tested here, so that nothing of the host is changed. The pieces, each a
+module:
+
+``stage``       the project's files below a prefix, as a package would install them
+``namespaces``  a private view of /usr/local, /run, /etc and of the network
+``outside``     a second network namespace: the world beyond the uplink
+``bus``         Debian's own system bus, with service activation
+``polkit``      Debian's own polkitd, and its rules
+``broker``      the real broker on that bus
+``users``       programs run as an ordinary user
+``guest``       a Debian kernel with a busybox initramfs
+``leaks``       what is there now, to be compared with what was there before
+
+The lab knows the project only as installed files, programs and bus names; it imports neither half.
+"""
