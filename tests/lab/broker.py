@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The real broker on the lab's bus: started by root, as where there is no systemd."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from lab.bus import ENVIRONMENT, wait_for_owner
+from lab.daemon import Daemon, DaemonError
+from lab.namespaces import install
+from lab.stage import Flavour
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["CONFIGURATION", "NAME", "RUNTIME", "USER", "Broker"]
+
+NAME = "org.sessionvirt.Broker1"
+USER = "sessionvirt-broker"
+CONFIGURATION = Path("/etc/sessionvirt/broker.toml")
+#: The journal, the FIFOs, and what dnsmasq reads.
+RUNTIME = Path("/run/sessionvirt-broker")
+#: As the activation file says it.
+COMMAND = ["/usr/bin/python3", "-I", "-m", "sessionvirt_broker"]
+
+
+class Broker:
+    """The broker, as a context manager: it runs inside of the ``with``, unless a test stops it.
+
+    The bus must be there and the project installed.
+
+    :param flavour: whose libraries it runs with.
+    """
+
+    def __init__(self, flavour: Flavour = Flavour.PYPI) -> None:
+        self.flavour = flavour
+        self.daemon = Daemon("sessionvirt-broker", COMMAND, ENVIRONMENT)
+
+    @property
+    def running(self) -> bool:
+        """Whether :meth:`start` was the last word; a crash does not change it."""
+        return self.daemon.process is not None
+
+    def start(self) -> None:
+        """Start it, and return once it owns its name: old leases have been taken up then.
+
+        :raise DaemonError: it ended instead; the text has the end of its log.
+        :raise TimeoutError: it runs, but does not own the name.
+        """
+        self.daemon.spawn()
+        try:
+            wait_for_owner(NAME, pid=self.daemon.pid)
+        except DaemonError as error:
+            raise DaemonError(self.daemon.account("ended at its start")) from error
+
+    def stop(self) -> int:
+        """SIGTERM; its exit status. Leases stay, as when the service is stopped."""
+        return self.daemon.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash."""
+        self.daemon.kill()
+
+    def restart(self) -> None:
+        """Crash, and the start after it."""
+        self.kill()
+        self.start()
+
+    def configure(self, text: str) -> None:
+        """Write broker.toml; a running broker finds out by itself."""
+        part = CONFIGURATION.with_suffix(".part")
+        part.write_text(text)
+        part.rename(CONFIGURATION)
+
+    def __enter__(self) -> Self:
+        install(self.flavour)
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        CONFIGURATION.unlink(missing_ok=True)
+        try:
+            if self.running and (status := self.stop()):
+                raise DaemonError(self.daemon.account(f"ended with status {status}"))
+        finally:
+            self.kill()
+            forget_rules()
+
+
+def forget_rules() -> None:
+    """Delete the fixed part of the broker's rules, which it keeps by design: no guest is in it."""
+    for family in ("bridge", "inet"):
+        subprocess.run(
+            ["nft", "delete", "table", family, "sessionvirt"],
+            stderr=subprocess.DEVNULL,
+            check=False,  # there may be none
+        )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a test may leave behind: nothing.
+
+A :class:`Snapshot` is what is there; two of them compared are what was left. The fixed part of the
+broker's rules and its empty directories stay by design and are not counted; elements of sets and
+maps, which are what a guest has, are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lab.namespaces import LAB
+
+__all__ = ["Snapshot", "adopt_orphans", "left_behind", "snapshot"]
+
+PR_SET_CHILD_SUBREAPER = 36
+
+#: Directories that the broker makes once and keeps.
+KEPT = Path("/run/sessionvirt-broker")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is there, in words that a person can read."""
+
+    descriptors: frozenset[str]
+    processes: frozenset[int]
+    interfaces: frozenset[str] = frozenset()
+    elements: frozenset[str] = frozenset()
+    namespaces: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever our children leave behind, so that it is seen."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def snapshot(*, privileged: bool) -> Snapshot:
+    """What is there now.
+
+    :param privileged: look at the network and /run, too; for root in the lab.
+    """
+    if not privileged:
+        return Snapshot(_descriptors(), _processes())
+    return Snapshot(
+        _descriptors(),
+        _processes(),
+        frozenset(os.listdir("/sys/class/net")),
+        _elements(),
+        frozenset(os.listdir("/run/netns")),
+        _files(),
+    )
+
+
+def left_behind(
+    before: Snapshot, after: Snapshot, expected: frozenset[int] = frozenset()
+) -> list[str]:
+    """A line for each thing that is in *after* and not in *before*.
+
+    Processes have 2 s to end, for what was killed may still be on its way; then they are killed.
+
+    :param expected: processes that may be there.
+    """
+    lines = []
+    for field in fields(Snapshot):
+        left = getattr(after, field.name) - getattr(before, field.name)
+        if field.name == "processes":
+            left = {_describe(pid) for pid in left - expected if _still_runs(pid)}
+        lines += [f"{field.name}: {one}" for one in sorted(left)]
+    return lines
+
+
+def _descriptors() -> frozenset[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+        found.add(f"{name} -> {target}")
+    return frozenset(found)
+
+
+def _processes() -> frozenset[int]:
+    """Our descendants."""
+    found: set[int] = set()
+    parents = [os.getpid()]
+    while parents:
+        for pid in _children(parents.pop()):
+            found.add(pid)
+            parents.append(pid)
+    return frozenset(found)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:  # it ended meanwhile
+        return []
+
+
+def _describe(pid: int) -> str:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return str(pid)
+    return f"{pid} {command}"
+
+
+def _still_runs(pid: int) -> bool:
+    """Whether it does after 2 s; it is killed then, so that only the test that left it fails."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        runs = not select.select([pidfd], [], [], 2.0)[0]
+        if runs:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 2.0)
+    finally:
+        os.close(pidfd)
+    return runs
+
+
+def _elements() -> frozenset[str]:
+    """Elements of all sets and maps, and every table that is not the broker's."""
+    listing = subprocess.run(
+        ["nft", "--json", "list", "ruleset"], stdout=subprocess.PIPE, check=True
+    ).stdout
+    found = set()
+    for entry in json.loads(listing)["nftables"]:
+        for kind, what in entry.items():
+            name = f"{what.get('family')} {what.get('table')} {what.get('name')}"
+            if kind == "table" and what["name"] != "sessionvirt":
+                found.add(f"table {name}")
+            if kind in ("set", "map"):
+                found |= {f"{name} {json.dumps(element)}" for element in what.get("elem", ())}
+    return frozenset(found)
+
+
+def _files() -> frozenset[str]:
+    found = set()
+    for directory, directories, files in os.walk("/run"):
+        here = Path(directory)
+        if here == LAB.parent:
+            directories.remove(LAB.name)
+        found |= {str(here / name) for name in files}
+        if not here.is_relative_to(KEPT):
+            found |= {str(here / name) for name in directories if here / name != KEPT}
+    return frozenset(found)
