@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a domain needs from outside QEMU before it can start, in words of no driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from .devices import InterfaceType
+
+if TYPE_CHECKING:
+    from .addresses import MacAddress
+    from .domain import Domain
+
+__all__ = ["Need", "NeedKind", "needs"]
+
+
+class NeedKind(StrEnum):
+    """``TAP``: a TAP device on a network or bridge, which takes privilege. ``USER``: a user-mode
+    network, which takes none."""
+
+    TAP = "tap"
+    USER = "user"
+
+
+@dataclass(frozen=True)
+class Need:
+    """One interface's.
+
+    :param interface: its index in the domain.
+    :param network: a managed network's name; else None.
+    :param bridge: a bridge's name; else None. For a TAP exactly one of the two is there.
+    :param mac: the address the document asks for; None: any.
+    :param mtu: bytes; None: the network's.
+    """
+
+    kind: NeedKind
+    interface: int
+    network: str | None = None
+    bridge: str | None = None
+    mac: MacAddress | None = None
+    queues: int = 1
+    mtu: int | None = None
+
+
+def needs(domain: Domain) -> tuple[Need, ...]:
+    """One need for each interface, in order; the wiring of the start answers them in the same."""
+    found = []
+    for index, nic in enumerate(domain.interfaces):
+        found.append(
+            Need(
+                NeedKind.USER if nic.type is InterfaceType.USER else NeedKind.TAP,
+                index,
+                network=nic.network if nic.type is InterfaceType.NETWORK else None,
+                bridge=nic.bridge if nic.type is InterfaceType.BRIDGE else None,
+                mac=nic.mac,
+                queues=nic.queues,
+                mtu=nic.mtu,
+            )
+        )
+    return tuple(found)

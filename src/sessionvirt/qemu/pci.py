@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where each PCI device sits in the guest.
+
+The same domain gives the same addresses, always: a guest names its interfaces by them. What the
+document fixes is kept; the rest is given out in the order in which devices ask, interfaces first,
+so that another disk moves no interface.
+
+On q35 every PCI Express device has a root port of its own, :data:`SPARE_PORTS` stay free for
+hot-plug, and conventional PCI devices stand on the root bus from slot 0x10 up. On i440fx all
+devices stand on the one bus. Slot 1 (q35) or 2 (i440fx) of the root bus is the primary display's,
+whether there is one or not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sessionvirt.model.addresses import PciAddress
+from sessionvirt.model.devices import ControllerModel, ControllerType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sessionvirt.model.devices import Controller, Device, PciPlace
+    from sessionvirt.model.domain import Domain
+
+__all__ = ["SPARE_PORTS", "PciLayout"]
+
+SPARE_PORTS: Final = 4
+
+_LAST_SLOT: Final = 0x1E  # 0x1f is the chipset's on q35
+_LEGACY_SLOT: Final = 0x10
+_ROOT_MODELS: Final = (ControllerModel.PCI_ROOT, ControllerModel.PCIE_ROOT)
+
+
+class PciLayout:
+    """Gives out addresses for one command line.
+
+    :param express: a q35 machine; else i440fx.
+    :raise DefinitionError: the document's own addresses collide or name no bus.
+    """
+
+    def __init__(self, domain: Domain, *, express: bool) -> None:
+        self._express = express
+        self._root = "pcie.0" if express else "pci.0"
+        self.display_slot = 1 if express else 2
+        self._declared = self._root_ports(domain)
+        self._ports: dict[int, dict[str, object]] = {}
+        self._used: dict[tuple[int, int, int], str] = {
+            (0, slot, function): "the chipset"
+            for slot in (0, 0x1F if express else 1)
+            for function in range(8)
+        }
+        for device in _devices(domain):
+            if device.address is not None:
+                self._reserve(device.address)
+        self._busy = {key[0] for key in self._used}
+        for index in sorted(self._declared):
+            self._add_port(index, self._declared[index])
+
+    def place(self, device: Device | None, *, legacy: bool = False) -> dict[str, object]:
+        """The properties that put a device where it belongs.
+
+        :param device: None: one that the document does not name.
+        :param legacy: conventional PCI.
+        """
+        if device is not None and device.address is not None:
+            return self._fixed(device.address)
+        if not self._express:
+            return self._on_root(3)
+        if legacy:
+            return self._on_root(_LEGACY_SLOT)
+        return {"bus": f"pci.{self._free_port()}", "addr": "0x0"}
+
+    def place_display(self, device: Device | None) -> dict[str, object]:
+        """The same for the primary display."""
+        if device is not None and device.address is not None:
+            return self._fixed(device.address)
+        self._used[0, self.display_slot, 0] = "the display"
+        return {"bus": self._root, "addr": hex(self.display_slot)}
+
+    def ports(self) -> tuple[dict[str, object], ...]:
+        """The root ports, spare ones included, for the front of the command line. Call it last."""
+        if self._express:
+            while len(self._ports.keys() - self._busy) < SPARE_PORTS:
+                self._add_port(self._next_index(), None)
+        return tuple(self._ports[index] for index in sorted(self._ports))
+
+    def _root_ports(self, domain: Domain) -> dict[int, Controller]:
+        found: dict[int, Controller] = {}
+        for controller in domain.controllers:
+            if controller.type is not ControllerType.PCI or controller.model in _ROOT_MODELS:
+                continue
+            if controller.model is None:
+                continue
+            if not self._express or controller.model is not ControllerModel.PCIE_ROOT_PORT:
+                controller.at("@model").refuse(
+                    f"this machine type has no {controller.model} for PCI",
+                    "Write machine='q35' and model='pcie-root-port', or leave it out.",
+                )
+            index = controller.index
+            if not index or index in found:
+                controller.at("@index").refuse(
+                    "each PCI controller needs an index of its own, from 1",
+                    "Write a number from 1 that no other PCI controller has.",
+                )
+            found[index] = controller
+        return found
+
+    def _reserve(self, place: PciPlace) -> None:
+        self._check(place)
+        key = (place.bus, place.slot, place.function)
+        if key in self._used:
+            place.where.refuse(
+                f"bus {place.bus} slot {place.slot:#x} function {place.function} is already "
+                f"used by {self._used[key]}",
+                "Write a free slot, or leave <address> out.",
+            )
+        self._used[key] = place.where.path.removesuffix("/address")
+
+    def _check(self, place: PciPlace) -> None:
+        try:
+            PciAddress(place.domain, place.bus, place.slot, place.function)
+        except ValueError as error:
+            place.where.refuse(str(error), "Write slot 0x00 to 0x1f, function 0x0 to 0x7.")
+        if place.domain or (place.bus and place.bus not in self._declared):
+            place.where.refuse(
+                f"there is no PCI bus {place.domain:#x}:{place.bus}",
+                f"Add <controller type='pci' index='{place.bus}' model='pcie-root-port'/>, or "
+                "leave <address> out.",
+            )
+        if place.bus and place.slot:
+            place.where.refuse("a root port has slot 0 only", "Write slot='0x00'.")
+
+    def _fixed(self, place: PciPlace) -> dict[str, object]:
+        values: dict[str, object] = {
+            "bus": f"pci.{place.bus}" if place.bus else self._root,
+            "addr": f"{place.slot:#x}.{place.function:#x}" if place.function else hex(place.slot),
+        }
+        return values | ({"multifunction": True} if place.multifunction else {})
+
+    def _on_root(self, first: int) -> dict[str, object]:
+        for slot in range(first, _LAST_SLOT + 1):
+            if not any((0, slot, function) in self._used for function in range(8)):
+                self._used[0, slot, 0] = "another device"
+                return {"bus": self._root, "addr": hex(slot)}
+        raise ValueError("no free PCI slot")
+
+    def _free_port(self) -> int:
+        free = sorted(self._ports.keys() - self._busy)
+        index = free[0] if free else self._next_index()
+        if not free:
+            self._add_port(index, None)
+        self._busy.add(index)
+        return index
+
+    def _next_index(self) -> int:
+        return next(index for index in range(1, 256) if index not in self._ports)
+
+    def _add_port(self, index: int, controller: Controller | None) -> None:
+        if controller is not None and controller.address is not None:
+            place = self._fixed(controller.address)
+            slot, function = controller.address.slot, controller.address.function
+        else:
+            slot, function = self._port_function()
+            self._used[0, slot, function] = "a root port"
+            place = {"bus": self._root, "addr": f"{slot:#x}.{function:#x}"}
+            if function == 0:
+                place["multifunction"] = True
+        declared = controller.port if controller is not None else None
+        chassis = controller.chassis if controller is not None else None
+        self._ports[index] = {
+            "driver": "pcie-root-port",
+            "id": f"pci.{index}",
+            "port": declared if declared is not None else slot << 3 | function,
+            "chassis": chassis if chassis is not None else index,
+            **place,
+        }
+
+    def _port_function(self) -> tuple[int, int]:
+        """The next function for a root port: eight to a slot, from slot 2 up."""
+        for slot in range(2, _LEGACY_SLOT):
+            taken = {f: self._used.get((0, slot, f)) for f in range(8)}
+            if all(owner in (None, "a root port") for owner in taken.values()):
+                for function, owner in taken.items():
+                    if owner is None:
+                        return slot, function
+        raise ValueError("no free slot for a root port")
+
+
+def _devices(domain: Domain) -> Iterator[Device]:
+    yield from (c for c in domain.controllers if c.model not in _ROOT_MODELS)
+    yield from domain.interfaces
+    yield from domain.disks
+    yield from domain.consoles
+    yield from domain.inputs
+    yield from domain.rngs
+    yield from (d for d in (domain.video, domain.balloon) if d is not None)

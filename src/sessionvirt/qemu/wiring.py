@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is only known at run time and stands on QEMU's command line: descriptors and the like.
+
+Numbers, not ownership: whoever opened a descriptor keeps it, and passes :attr:`Wiring.passed_fds`
+to the child under the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sessionvirt.model.addresses import MacAddress
+
+__all__ = ["Accelerator", "InterfaceWiring", "PasstWiring", "TapWiring", "UserWiring", "Wiring"]
+
+
+class Accelerator(Enum):
+    """What runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class TapWiring:
+    """A TAP device.
+
+    :param fds: one for each queue.
+    :param mac: the only address that the network lets through.
+    :param mtu: of the network, in bytes.
+    :param vhost_fds: of /dev/vhost-net, one for each queue, or none.
+    """
+
+    fds: tuple[int, ...]
+    mac: MacAddress
+    mtu: int
+    vhost_fds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PasstWiring:
+    """A connected stream socket with passt at its other end."""
+
+    fd: int
+    mac: MacAddress
+
+
+@dataclass(frozen=True)
+class UserWiring:
+    """QEMU's own user-mode network (slirp)."""
+
+    mac: MacAddress
+
+
+InterfaceWiring = TapWiring | PasstWiring | UserWiring
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """One start's runtime facts.
+
+    :param qmp_fd: a connected stream socket; QEMU speaks QMP on it.
+    :param interfaces: one for each of the domain's interfaces, in order.
+    """
+
+    qmp_fd: int
+    accelerator: Accelerator
+    interfaces: tuple[InterfaceWiring, ...] = ()
+
+    @property
+    def passed_fds(self) -> tuple[int, ...]:
+        """Every descriptor that the child must inherit."""
+        fds = [self.qmp_fd]
+        for wiring in self.interfaces:
+            match wiring:
+                case TapWiring():
+                    fds += [*wiring.fds, *wiring.vhost_fds]
+                case PasstWiring():
+                    fds.append(wiring.fd)
+                case UserWiring():
+                    pass
+        return tuple(fds)

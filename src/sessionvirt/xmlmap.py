@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""XML to frozen dataclasses and back, by one declaration a field.
+
+::
+
+    @mapped
+    class Disk(Element):
+        bus: Bus | None = attr("target/@bus", Choice(Bus))
+        serial: str | None = attr("serial", Text)
+        readonly: bool = flag("readonly")
+        pci: PciPlace | None = child("address", PciPlace, only={"type": {"pci"}})
+
+A path is element names from the class's own element down; ``@`` begins an attribute. What no
+declaration names is *unknown*: listed with path and line, refused when asked for, and given back by
+:func:`dump` where it stood. What is declared and wrong is always refused. ``dump`` writes a value
+only where it differs from what the document says, so that ``<memory unit='GiB'>1</memory>`` stays.
+
+An instance never changes and never validates more than its own fields; what fields mean together is
+the model's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    TypeVar,
+    dataclass_transform,
+    overload,
+)
+
+from .errors import DefinitionError
+from .xmltree import Location, Node, read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .xmlvalues import Converter
+
+__all__ = [
+    "Element",
+    "Parsed",
+    "Unknown",
+    "attr",
+    "child",
+    "children",
+    "declared",
+    "dump",
+    "flag",
+    "kept",
+    "mapped",
+    "parse",
+    "size",
+]
+
+T = TypeVar("T")
+E = TypeVar("E", bound="Element")
+
+#: Attribute name -> the values with which an element is ours; others of that name are unknown.
+Only = Mapping[str, "frozenset[str] | set[str]"]
+
+_KEY: Final = "sessionvirt.xmlmap"
+#: A message of a strict parse lists no more than this; real documents have a few dozen.
+_MAX_LISTED: Final = 500
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Something in a document that no declaration names.
+
+    :param path: ``/domain/devices/disk[2]/iotune``, ``.../@attribute`` or ``.../text()``.
+    :param line: of the element, from 1.
+    """
+
+    path: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The node that an instance was read from. The node is never changed."""
+
+    node: Node
+    location: Location
+
+
+@dataclass_transform(eq_default=True, frozen_default=True, kw_only_default=True)
+def mapped(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen dataclass with keyword arguments, its fields declared as below."""
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+@mapped
+class Element:
+    """Base of every mapped class.
+
+    :param origin: where it was read; takes no part in comparisons.
+    """
+
+    origin: Origin | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def where(self) -> Location:
+        """The place to name in a message."""
+        if self.origin is None:
+            return Location("", 0, f"<{type(self).__name__.lower()}>")
+        return self.origin.location
+
+    def at(self, path: str) -> Location:
+        """The place of something below, on the line where it stands."""
+        line = self.where.line
+        node = self.origin.node if self.origin is not None else None
+        for step in path.split("/"):
+            node = node.find(step) if node is not None else None
+            line = node.line if node is not None else line
+        return self.where.below(path, line)
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[T]):
+    """What :func:`parse` returns.
+
+    :param unknown: in document order.
+    """
+
+    value: T
+    unknown: tuple[Unknown, ...]
+
+
+# -- declarations ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One declaration; built by the functions below, read by this module and by tests.
+
+    :param kind: how the value is laid out in the document.
+    :param steps: element names down to the node.
+    :param attribute: its attribute; None: its text, or the node itself.
+    :param lenient: a value that cannot be read is unknown instead of wrong.
+    """
+
+    kind: Literal["scalar", "size", "flag", "child", "children", "kept"]
+    path: str
+    steps: tuple[str, ...]
+    attribute: str | None = None
+    converter: Converter[Any] | None = None
+    element: type[Element] | None = None
+    only: Only | None = None
+    required: bool = False
+    lenient: bool = False
+
+    def selects(self, node: Node) -> bool:
+        """Whether the node is one of those that the declaration means."""
+        return all(node.attributes.get(key) in values for key, values in (self.only or {}).items())
+
+
+def _declare(kind: Any, path: str, default: object, **rest: Any) -> Any:
+    *steps, last = path.split("/")
+    attribute = last[1:] if last.startswith("@") else None
+    if attribute is None:
+        steps.append(last)
+    spec = Spec(kind, path, tuple(steps), attribute, **rest)
+    if spec.required:
+        return dataclasses.field(metadata={_KEY: spec})
+    return dataclasses.field(default=default, metadata={_KEY: spec})
+
+
+@overload
+def attr(path: str, converter: Converter[T], *, lenient: bool = False) -> T | None: ...
+@overload
+def attr(path: str, converter: Converter[T], *, default: T, lenient: bool = False) -> T: ...
+@overload
+def attr(path: str, converter: Converter[T], *, required: Literal[True]) -> T: ...
+def attr(
+    path: str,
+    converter: Converter[T],
+    *,
+    default: T | None = None,
+    required: bool = False,
+    lenient: bool = False,
+) -> T | None:
+    """An attribute (``target/@dev``) or the text of an element (``title``).
+
+    :param default: the value where the document is silent.
+    :param required: a document that is silent is refused.
+    :param lenient: a value outside the converter's range is unknown, not an error; for what changes
+        nothing that a guest depends on.
+    """
+    result: T | None = _declare(
+        "scalar", path, default, converter=converter, required=required, lenient=lenient
+    )
+    return result
+
+
+def size(path: str) -> int | None:
+    """An amount of memory in bytes: ``<memory unit='KiB'>1048576</memory>``."""
+    from .xmlvalues import Bytes
+
+    result: int | None = _declare("size", path, None, converter=Bytes)
+    return result
+
+
+def flag(path: str) -> bool:
+    """Whether an element is there at all."""
+    result: bool = _declare("flag", path, default=False)
+    return result
+
+
+def child(path: str, element: type[E], *, only: Only | None = None) -> E | None:
+    """One element as an instance of another mapped class."""
+    result: E | None = _declare("child", path, None, element=element, only=only)
+    return result
+
+
+def children(path: str, element: type[E], *, only: Only | None = None) -> tuple[E, ...]:
+    """Every element of that name, in document order."""
+    result: tuple[E, ...] = _declare("children", path, (), element=element, only=only)
+    return result
+
+
+def kept(path: str) -> Any:
+    """Something that describes and does nothing: given back, neither read nor reported."""
+    return _declare("kept", path, None)
+
+
+def declared(cls: type[Element]) -> tuple[tuple[dataclasses.Field[Any], Spec], ...]:
+    """The declarations of a class, in order."""
+    if cls not in _declared:
+        fields = dataclasses.fields(cls)
+        _declared[cls] = tuple((f, f.metadata[_KEY]) for f in fields if _KEY in f.metadata)
+    return _declared[cls]
+
+
+@dataclass
+class _Shape:
+    """What the declarations of one class say may stand in one element."""
+
+    attributes: set[str] = dataclasses.field(default_factory=set)
+    text: bool = False
+    inside: dict[str, _Shape] = dataclasses.field(default_factory=dict)
+    owner: Spec | None = None
+
+
+def _shape(cls: type[Element]) -> _Shape:
+    if cls in _shapes:
+        return _shapes[cls]
+    root = _shapes[cls] = _Shape()
+    for _field, spec in declared(cls):
+        here = root
+        for step in spec.steps:
+            here = here.inside.setdefault(step, _Shape())
+        if spec.attribute is not None:
+            here.attributes.add(spec.attribute)
+        elif spec.kind in ("child", "children", "kept"):
+            here.owner = spec
+        elif spec.kind == "size":
+            here.attributes.add("unit")
+            here.text = True
+        elif spec.kind == "scalar":
+            here.text = True
+    return root
+
+
+#: Worked out at the first use of a class, not at import.
+_declared: Final[dict[type[Element], tuple[tuple[dataclasses.Field[Any], Spec], ...]]] = {}
+_shapes: Final[dict[type[Element], _Shape]] = {}
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def parse(
+    document: bytes | str, cls: type[E], root: str, *, file: str = "<xml>", strict: bool = False
+) -> Parsed[E]:
+    """Read a document.
+
+    :param root: the tag its root element must have.
+    :param file: what messages call the document.
+    :param strict: refuse what is unknown.
+    :raise DefinitionError: naming file, line and path.
+    """
+    node = read(document, file)
+    where = Location(file, node.line, f"/{node.name}")
+    if node.tag != root:
+        where.refuse(f"this is not a <{root}>", f"The root element must be <{root}>.")
+    unknown: list[Unknown] = []
+    value = _load(cls, node, where, unknown)
+    unknown.sort(key=lambda thing: thing.line)
+    if unknown and strict:
+        lines = [f"{file}:{thing.line}: {thing.path}" for thing in unknown[:_MAX_LISTED]]
+        more = len(unknown) - len(lines)
+        raise DefinitionError(
+            f"{file}: {len(unknown)} thing(s) that sessionvirt does not understand",
+            evidence="\n".join([*lines, f"... and {more} more"] if more else lines),
+            advice="Remove them, or read without strict to have them ignored.",
+        )
+    return Parsed(value, tuple(unknown))
+
+
+def _load(cls: type[E], node: Node, where: Location, unknown: list[Unknown]) -> E:
+    _report(node, _shape(cls), where, unknown)
+    values: dict[str, Any] = {}
+    for field, spec in declared(cls):
+        try:
+            found = _value(spec, node, where, unknown)
+        except ValueError as error:
+            last = _walk(node, spec.steps)
+            place = where.below(spec.path, (last or node).line)
+            if not spec.lenient:
+                place.refuse(f"wrong value: {error}", f"Write {_hint(spec)}.")
+            unknown.append(Unknown(place.path, place.line))
+            continue
+        if found is not None:
+            values[field.name] = found
+        elif spec.required:
+            where.below(spec.path).refuse("is missing", f"Write {_hint(spec)}.")
+    return cls(origin=Origin(node, where), **values)
+
+
+def _hint(spec: Spec) -> str:
+    assert spec.converter is not None
+    return spec.converter.expected
+
+
+def _value(spec: Spec, node: Node, where: Location, unknown: list[Unknown]) -> Any:
+    """What the document says; None: nothing."""
+    if spec.element is not None:
+        found = [
+            _load(spec.element, part, place, unknown) for part, place in _parts(spec, node, where)
+        ]
+        return tuple(found) if spec.kind == "children" else next(iter(found), None)
+    target = _walk(node, spec.steps)
+    if target is None or spec.kind == "kept":
+        return None
+    return _scalar(spec, target)
+
+
+def _scalar(spec: Spec, node: Node) -> Any:
+    if spec.kind == "flag":
+        return True
+    assert spec.converter is not None
+    if spec.kind == "size":
+        return spec.converter.read(f"{node.text} {node.attributes.get('unit', 'KiB')}")
+    text = node.attributes.get(spec.attribute) if spec.attribute is not None else node.text
+    return None if text is None else spec.converter.read(text)
+
+
+def _walk(node: Node, steps: Sequence[str]) -> Node | None:
+    here: Node | None = node
+    for step in steps:
+        here = here.find(step) if here is not None else None
+    return here
+
+
+def _parts(spec: Spec, node: Node, where: Location) -> Iterator[tuple[Node, Location]]:
+    """The elements that a child declaration means, with their places."""
+    *above, _last = spec.steps
+    parent = _walk(node, above)
+    if parent is None:
+        return
+    below = where.below("/".join(above), parent.line) if above else where
+    for element, place in _places(parent, below):
+        if element.tag == spec.steps[-1] and spec.selects(element):
+            yield element, place
+            if spec.kind == "child":
+                return
+
+
+def _places(node: Node, where: Location) -> Iterator[tuple[Node, Location]]:
+    """The elements inside, with an index in the path where a name is there more than once."""
+    total = Counter(element.name for element in node.elements())
+    seen: dict[str, int] = {}
+    for element in node.elements():
+        seen[element.name] = index = seen.get(element.name, 0) + 1
+        suffix = f"[{index}]" if total[element.name] > 1 else ""
+        yield element, where.below(element.name + suffix, element.line)
+
+
+def _report(node: Node, shape: _Shape, where: Location, unknown: list[Unknown]) -> None:
+    """List what no declaration of the class names, down to where another class takes over."""
+    for name in node.attributes:
+        if name not in shape.attributes and name != "xmlns" and not name.startswith("xmlns:"):
+            unknown.append(Unknown(f"{where.path}/@{name}", node.line))
+    if not shape.text and node.text.strip():
+        unknown.append(Unknown(f"{where.path}/text()", node.line))
+    taken: set[str] = set()
+    for element, place in _places(node, where):
+        inner = shape.inside.get(element.tag)
+        if inner is None or (inner.owner is not None and not inner.owner.selects(element)):
+            unknown.append(Unknown(place.path, element.line))
+        elif inner.owner is not None and inner.owner.kind in ("children", "kept"):
+            continue
+        elif element.tag in taken:
+            unknown.append(Unknown(place.path, element.line))
+        else:
+            taken.add(element.tag)
+            if inner.owner is None:
+                _report(element, inner, place, unknown)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def dump(value: Element, root: str) -> str:
+    """The instance as a document, with everything unknown that it was read with.
+
+    :raise DefinitionError: a value has a character that XML cannot carry.
+    """
+    return write(_store(value, root))
+
+
+def _store(value: Element, tag: str) -> Node:
+    origin = value.origin.node if value.origin is not None else None
+    node = origin.copy() if origin is not None else Node(tag, tag)
+    for field, spec in declared(type(value)):
+        now = getattr(value, field.name)
+        if spec.element is not None:
+            _store_elements(spec, node, origin, now if spec.kind == "children" else (now,))
+        elif spec.kind != "kept":
+            _store_scalar(spec, node, now, field.default)
+    return node
+
+
+def _store_elements(
+    spec: Spec, node: Node, origin: Node | None, values: Sequence[Element | None]
+) -> None:
+    """Put the elements into the places of those that were there, in order; the rest behind them."""
+    *above, tag = spec.steps
+    written = [_store(value, tag) for value in values if value is not None]
+    parent = _walk(node, above)
+    if parent is None and not written:
+        return
+    parent = parent or _ensure(node, above)
+    old = [element for element in parent.elements() if element.tag == tag and spec.selects(element)]
+    if spec.kind == "child":
+        old = old[:1]
+    position = len(parent.children)
+    for gone, new in zip(old, [*written, *[None] * len(old)], strict=False):
+        position = parent.children.index(gone)
+        parent.children[position : position + 1] = [] if new is None else [new]
+        position += new is not None
+    parent.children[position:position] = written[len(old) :]
+
+
+def _store_scalar(spec: Spec, node: Node, now: Any, default: Any) -> None:
+    target = _walk(node, spec.steps)
+    try:
+        said = _scalar(spec, target) if target is not None else None
+    except ValueError:  # lenient: what was not understood stays unless something is set
+        said = default
+        if now == default:
+            return
+    if now == said or (said is None and now == default):
+        return
+    if now is None or (now is False and spec.kind == "flag"):
+        if target is not None:
+            _remove(spec, node, target)
+        return
+    target = target or _ensure(node, spec.steps)
+    if spec.kind == "flag":
+        return
+    assert spec.converter is not None
+    text = spec.converter.write(now)
+    if spec.kind == "size":
+        text, target.attributes["unit"] = text.split()
+    if spec.attribute is not None:
+        target.attributes[spec.attribute] = text
+    else:
+        target.set_text(text)
+
+
+def _ensure(node: Node, steps: Sequence[str]) -> Node:
+    for step in steps:
+        found = node.find(step)
+        if found is None:
+            found = Node(step, step)
+            node.children.append(found)
+        node = found
+    return node
+
+
+def _remove(spec: Spec, node: Node, target: Node) -> None:
+    """Take the value out, and each element above it that is left with nothing."""
+    chain = [node]
+    for step in spec.steps:
+        found = chain[-1].find(step)
+        assert found is not None
+        chain.append(found)
+    if spec.attribute is not None:
+        target.attributes.pop(spec.attribute, None)
+    for parent, element in zip(chain[-2::-1], chain[:0:-1], strict=True):
+        if element.bare or (element is target and spec.attribute is None):
+            parent.children.remove(element)
