@@ -98,6 +98,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         pass_fds: Iterable[int] = (),
         bound: bool = True,
+        own_group: bool = False,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
     ) -> Self:
@@ -109,6 +110,7 @@ class Child:
         :param environment: added to :func:`base_environment`.
         :param pass_fds: inherited under the same numbers. They stay the caller's.
         :param bound: end it by SIGKILL when this process ends; without ``setpriv`` it is not.
+        :param own_group: lead a process group, out of reach of the terminal's ^C.
         :raise LaunchError: it cannot be executed.
         """
         command = tuple(argv)
@@ -122,6 +124,7 @@ class Child:
                 pass_fds=tuple(pass_fds),
                 env={**base_environment(), **(environment or {})},
                 bufsize=0,
+                process_group=0 if own_group else None,
             )
         except OSError as error:
             raise LaunchError(

@@ -12,6 +12,7 @@ Source: QEMU, docs/interop/qmp-spec.rst and the QMP reference manual.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -120,9 +121,21 @@ class Monitor:
 
     async def next_event(self) -> Event:
         """Wait for the next event. Cancel the wait when QEMU has ended: none will come."""
-        message = await self._listener.get()
-        data = message.get("data")
-        return Event(str(message.get("event", "")), data if isinstance(data, dict) else {})
+        return _event(await self._listener.get())
+
+    async def ended(self, patience: float) -> None:
+        """Wait until QEMU has closed its side and all that it said has been read.
+
+        :param patience: seconds; then it is as good as over.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._client.runstate.name == "RUNNING":
+                    await self._client.runstate_changed()
+
+    def pending_events(self) -> list[Event]:
+        """Return the events that have been received and not been waited for."""
+        return [_event(message) for message in self._listener.clear()]
 
     async def close(self) -> None:
         """End the conversation, whatever state it is in."""
@@ -141,6 +154,11 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _event(message: Mapping[str, object]) -> Event:
+    data = message.get("data")
+    return Event(str(message.get("event", "")), data if isinstance(data, dict) else {})
 
 
 def _version(client: QMPClient) -> tuple[int, int, int]:

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The session's end of ``org.sessionvirt.Broker1``: the only user of the system bus on this side.
+
+Imported when a VM needs something of the broker, or somebody asks about it; user-mode networking
+never comes here. One connection, raw messages of dbus-fast (1.84 and later), one handler that
+takes every descriptor that arrives into an owner before anything else looks at the message: the
+library closes none. An answer for a call that was given up, and a message that nobody asked for,
+are closed there.
+
+Every error name of the contract becomes one class of :mod:`sessionvirt.errors`, with what to do
+about it. No reply time-out is set: a prompt may take minutes, and the bus itself tells when the
+broker dies.
+
+What this never does: retry, interpret a grant, decide whether a prompt is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from . import broker_data as data
+from .descriptors import Fd
+from .errors import (
+    BrokerUnavailableError,
+    BusyError,
+    InteractionRequiredError,
+    NotFoundError,
+    PermissionDeniedError,
+    SessionvirtError,
+    UnsafeError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from dbus_fast import Message
+    from dbus_fast.aio import MessageBus
+
+__all__ = ["BrokerClient", "error_for"]
+
+BUS_NAME: Final = "org.sessionvirt.Broker1"
+PATH: Final = "/org/sessionvirt/Broker1"
+INTERFACE: Final = "org.sessionvirt.Broker1"
+LEASE_INTERFACE: Final = "org.sessionvirt.Broker1.Lease"
+
+EXAMPLE_RULE: Final = "/usr/share/doc/sessionvirt/sessionvirt.rules.example"
+
+_DEFAULT_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
+
+_INSTALL: Final = (
+    "install and start sessionvirt-broker, or run without it: --network user, or "
+    "<interface type='user'> in the definition"
+)
+_JOURNAL: Final = "the broker's journal has the details: journalctl -u sessionvirt-broker"
+_RULE: Final = (
+    "log in at this machine's own seat (no rule is needed there), or have an administrator allow "
+    f"it: {EXAMPLE_RULE} goes to /etc/polkit-1/rules.d/"
+)
+
+
+@dataclass(frozen=True)
+class _Wording:
+    """How one D-Bus error is told."""
+
+    kind: type[SessionvirtError]
+    cause: str
+    advice: str = ""
+
+
+_OURS: Final = "org.sessionvirt.Broker1.Error."
+_BUS: Final = "org.freedesktop.DBus.Error."
+
+#: Error name to the words for it. The message that came with it is the evidence.
+_WORDINGS: Final = {
+    f"{_OURS}NotAuthorized": _Wording(
+        PermissionDeniedError,
+        "polkit does not allow this user what the machine needs",
+        _RULE,
+    ),
+    f"{_OURS}Dismissed": _Wording(
+        PermissionDeniedError, "the prompt was dismissed", "start again and authenticate"
+    ),
+    f"{_OURS}AuthorityUnavailable": _Wording(
+        BrokerUnavailableError,
+        "polkit could not be asked, so the answer is no",
+        "see whether polkit runs: systemctl status polkit",
+    ),
+    f"{_OURS}Busy": _Wording(
+        BusyError, "somebody else holds it", "answer the prompt that is open, or wait"
+    ),
+    f"{_OURS}LimitsExceeded": _Wording(
+        BusyError,
+        "a limit of this user is reached",
+        "end another machine (sessionvirt leases), or have the limit raised in broker.toml",
+    ),
+    f"{_OURS}NotFound": _Wording(
+        NotFoundError,
+        "there is no such thing for this user",
+        "'sessionvirt networks' lists what there is",
+    ),
+    f"{_OURS}DeviceUnsafe": _Wording(
+        UnsafeError, "the broker refuses, because the host would suffer"
+    ),
+    f"{_OURS}StateChanged": _Wording(
+        BusyError, "the host changed while the prompt was open", "start again"
+    ),
+    f"{_OURS}NotSupported": _Wording(
+        SessionvirtError,
+        "the broker or this host cannot do that",
+        "'sessionvirt doctor' may tell why",
+    ),
+    f"{_OURS}Configuration": _Wording(
+        BrokerUnavailableError,
+        "the broker's configuration is wrong",
+        "an administrator has to correct /etc/sessionvirt/broker.toml",
+    ),
+    f"{_OURS}Failed": _Wording(
+        BrokerUnavailableError, "the host refused what the broker tried", _JOURNAL
+    ),
+    f"{_BUS}InteractiveAuthorizationRequired": _Wording(
+        InteractionRequiredError,
+        "authentication is needed, and there is nobody to ask",
+        "run it in a terminal or a desktop session, without --no-ask-password",
+    ),
+    f"{_BUS}InvalidArgs": _Wording(UsageError, "the broker does not accept the request"),
+    f"{_BUS}UnknownMethod": _Wording(
+        BrokerUnavailableError,
+        "the broker is of another version",
+        "install the same version of sessionvirt and sessionvirt-broker",
+    ),
+    f"{_BUS}ServiceUnknown": _Wording(
+        BrokerUnavailableError, "the broker is not installed", _INSTALL
+    ),
+    f"{_BUS}NameHasNoOwner": _Wording(BrokerUnavailableError, "the broker does not run", _INSTALL),
+    f"{_BUS}AccessDenied": _Wording(
+        BrokerUnavailableError,
+        "the system bus does not let the message through",
+        "see whether org.sessionvirt.Broker1.conf is installed, and reload the bus",
+    ),
+    f"{_BUS}NoReply": _Wording(
+        BrokerUnavailableError, "the broker went away in mid-call", _JOURNAL
+    ),
+    f"{_BUS}LimitsExceeded": _Wording(
+        BusyError, "a limit of the system bus is reached", "wait, and start again"
+    ),
+}
+
+_UNKNOWN: Final = _Wording(BrokerUnavailableError, "the broker failed", _JOURNAL)
+
+
+def error_for(name: str, message: str) -> SessionvirtError:
+    """Return the exception for a D-Bus error.
+
+    :param message: the string that came with it.
+    """
+    wording = _WORDINGS.get(name, _UNKNOWN)
+    if name.startswith(f"{_BUS}Spawn."):
+        wording = _Wording(BrokerUnavailableError, "the broker cannot be started", _JOURNAL)
+    evidence = message if name in _WORDINGS else f"{name}: {message}"
+    return wording.kind(wording.cause, evidence=evidence, advice=wording.advice)
+
+
+class BrokerClient:
+    """A connection to the broker; an async context manager that closes it.
+
+    Made by :meth:`connect` alone. Leases outlive it.
+    """
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._pending: dict[int, asyncio.Future[tuple[Message, list[Fd]]]] = {}
+        bus.add_message_handler(self._receive)
+        self._watch = asyncio.ensure_future(self._fail_pending())
+
+    @classmethod
+    async def connect(cls, address: str | None = None) -> Self:
+        """Connect to the system bus.
+
+        :param address: D-Bus address; by default ``$DBUS_SYSTEM_BUS_ADDRESS`` or the usual one.
+        :raise BrokerUnavailableError: there is no bus.
+        """
+        from dbus_fast import BusType
+        from dbus_fast.aio import MessageBus
+
+        address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or _DEFAULT_BUS
+        try:
+            bus = MessageBus(address, BusType.SYSTEM, negotiate_unix_fd=True)
+            await bus.connect()
+        except Exception as error:
+            # The library has no common root: OSError, AuthError, InvalidAddressError, EOFError.
+            raise BrokerUnavailableError(
+                "cannot connect to the system bus", evidence=f"{address}: {error}", advice=_INSTALL
+            ) from error
+        return cls(bus)
+
+    async def close(self) -> None:
+        """Close the connection; calls that are open fail."""
+        if not self._watch.done():
+            self._bus.disconnect()
+        await self._watch
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def plan(self, requests: Sequence[data.TapRequest], vm: str) -> data.Plan:
+        """Ask what :meth:`acquire` would do. No side effect, no prompt.
+
+        :raise SessionvirtError: as :func:`error_for` says.
+        """
+        body = [_encode_requests(requests), _options(vm=("s", vm))]
+        (fields,) = await self._ask("Plan", "a(sa{sv})a{sv}", body, "a{sv}")
+        return data.read_plan(data.Fields(fields, "plan"))
+
+    async def acquire(
+        self, requests: Sequence[data.TapRequest], vm: str, *, interactive: bool
+    ) -> data.Lease:
+        """Take everything that one start of a VM needs; all or nothing.
+
+        :param vm: the name that a prompt shows.
+        :param interactive: a prompt may be shown, and waited for.
+        :raise SessionvirtError: as :func:`error_for` says.
+        """
+        body = [
+            _encode_requests(requests),
+            _options(vm=("s", vm), interactive=("b", interactive)),
+        ]
+        reply, owned = await self._call(
+            "Acquire", "a(sa{sv})a{sv}", body, interactive=interactive, answers="ohaa{sv}"
+        )
+        fds = data.Descriptors(owned)
+        taken: list[Fd] = []
+        try:
+            path, hold_index, rows = reply.body
+            hold = fds.take(hold_index, "hold")
+            taken.append(hold)
+            grants = []
+            for row in data.rows(rows, "grants"):
+                grant = data.read_grant(row, fds)
+                taken.extend(grant.fds)
+                grants.append(grant)
+            fds.finish()
+            _check_grants(requests, grants)
+            return data.Lease(path, hold, tuple(grants))
+        except BaseException:
+            for fd in taken:
+                fd.close()
+            raise
+        finally:
+            fds.close()
+
+    async def release(self, lease: str) -> None:
+        """Give back everything of a lease now, whoever holds it open.
+
+        :param lease: its object path.
+        """
+        await self._ask("Release", "a{sv}", [{}], "", path=lease, interface=LEASE_INTERFACE)
+
+    async def networks(self) -> tuple[data.NetworkInfo, ...]:
+        """List managed networks and permitted bridges."""
+        (rows,) = await self._ask("ListNetworks", "a{sv}", [{}], "aa{sv}")
+        return tuple(data.read_network(row) for row in data.rows(rows, "networks"))
+
+    async def leases(self) -> tuple[data.LeaseInfo, ...]:
+        """List this user's leases; root's answer has everybody's."""
+        (rows,) = await self._ask("ListLeases", "a{sv}", [{}], "aa{sv}")
+        return tuple(data.read_lease(row) for row in data.rows(rows, "leases"))
+
+    async def diagnose(self) -> data.Diagnosis:
+        """Ask for facts about the host."""
+        (fields,) = await self._ask("Diagnose", "a{sv}", [{}], "a{sv}")
+        return data.read_diagnosis(data.Fields(fields, "facts"))
+
+    # --- messages
+
+    async def _ask(
+        self,
+        member: str,
+        signature: str,
+        body: Sequence[object],
+        answers: str,
+        *,
+        path: str = PATH,
+        interface: str = INTERFACE,
+    ) -> list[object]:
+        """Call what answers without descriptors."""
+        reply, owned = await self._call(
+            member, signature, body, answers=answers, path=path, interface=interface
+        )
+        fds = data.Descriptors(owned)
+        try:
+            fds.finish()
+        finally:
+            fds.close()
+        return list(reply.body)
+
+    async def _call(
+        self,
+        member: str,
+        signature: str,
+        body: Sequence[object],
+        *,
+        answers: str,
+        path: str = PATH,
+        interface: str = INTERFACE,
+        interactive: bool = False,
+    ) -> tuple[Message, list[Fd]]:
+        """Send a call and wait for its answer, whose descriptors are the caller's."""
+        from dbus_fast import Message, MessageFlag, MessageType
+
+        message = Message(
+            destination=BUS_NAME,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE,
+            serial=self._bus.next_serial(),
+        )
+        if self._watch.done():
+            raise _disconnected()
+        future: asyncio.Future[tuple[Message, list[Fd]]]
+        future = asyncio.get_running_loop().create_future()
+        self._pending[message.serial] = future
+        try:
+            await self._send(message)
+            reply, fds = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                # The answer and the cancellation came in the same turn of the loop.
+                for fd in future.result()[1]:
+                    fd.close()
+            raise
+        finally:
+            self._pending.pop(message.serial, None)
+        if reply.message_type is MessageType.METHOD_RETURN and reply.signature == answers:
+            return reply, fds
+        for fd in fds:
+            fd.close()
+        if reply.message_type is MessageType.ERROR:
+            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+            raise error_for(reply.error_name or "", text)
+        raise data.malformed(f"{member} answers {reply.signature!r}, not {answers!r}")
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self._bus.send(message)
+        except Exception as error:
+            raise _disconnected() from error
+
+    def _receive(self, message: Message) -> bool:
+        """Own the descriptors of every message; hand an answer to who waits for it."""
+        from dbus_fast import MessageType
+
+        fds = [Fd(number) for number in message.unix_fds or ()]
+        if message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR):
+            future = self._pending.pop(message.reply_serial or 0, None)
+            if future is not None and not future.done():
+                future.set_result((message, fds))
+                return True
+        for fd in fds:
+            fd.close()
+        # A call to us is answered by the library: there is no such object.
+        return message.message_type is not MessageType.METHOD_CALL
+
+    async def _fail_pending(self) -> None:
+        """When the connection ends, so does every call."""
+        with contextlib.suppress(Exception):
+            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(_disconnected())
+
+
+def _disconnected() -> BrokerUnavailableError:
+    return BrokerUnavailableError("the connection to the system bus ended")
+
+
+def _options(**values: tuple[str, str | bool]) -> dict[str, object]:
+    from dbus_fast import Variant
+
+    return {name: Variant(signature, value) for name, (signature, value) in values.items()}
+
+
+def _encode_requests(requests: Sequence[data.TapRequest]) -> list[object]:
+    from dbus_fast import Variant
+
+    return [
+        ["tap", {name: Variant(*typed) for name, typed in request.parameters().items()}]
+        for request in requests
+    ]
+
+
+def _check_grants(requests: Sequence[data.TapRequest], grants: Sequence[data.TapGrant]) -> None:
+    """Check that each request got what it asked for.
+
+    :raise BrokerUnavailableError: it did not.
+    """
+    if len(grants) != len(requests):
+        raise data.malformed(f"{len(grants)} grants for {len(requests)} requests")
+    for request, grant in zip(requests, grants, strict=True):
+        if len(grant.fds) != request.queues:
+            raise data.malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")

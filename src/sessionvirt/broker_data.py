@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the broker is asked for and what it answers, as frozen dataclasses.
+
+The contract is ``broker/org.sessionvirt.Broker1.xml``; this is its session side, checked at the
+door: each value has to have the D-Bus type that the contract gives it, and whatever is missing or
+of another type is an error that names it. Keys that are not known here are a newer broker's and do
+no harm.
+
+What this never does: talk to the bus. Nothing here imports a D-Bus library; a variant is anything
+with a signature and a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self, cast
+
+from .errors import BrokerUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .descriptors import Fd
+
+__all__ = [
+    "Diagnosis", "Lease", "LeaseInfo", "NetworkInfo", "Plan", "PlannedRequest", "Step", "TapGrant",
+    "TapRequest", "Variant", "malformed",
+]  # fmt: skip
+
+
+class Variant(Protocol):
+    """A D-Bus variant as the library has it."""
+
+    @property
+    def signature(self) -> str:
+        """The type of the value in D-Bus' notation."""
+
+    @property
+    def value(self) -> object:
+        """The value."""
+
+
+@dataclass(frozen=True)
+class TapRequest:
+    """A TAP device on a managed network or on a bridge that the administrator permits.
+
+    :param network: a managed network's name; or
+    :param bridge: a bridge's name. Exactly one of the two.
+    :param mac: the guest's address; by default the broker derives one, the same at every start.
+    :param queues: queue pairs.
+    :raise UsageError: both or none of network and bridge.
+    """
+
+    network: str | None = None
+    bridge: str | None = None
+    mac: str | None = None
+    queues: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.network is None) == (self.bridge is None):
+            raise UsageError("a TAP is asked for on a network or on a bridge")
+
+    def parameters(self) -> dict[str, tuple[str, str | int]]:
+        """Return what is sent: name to D-Bus type and value."""
+        texts = {"network": self.network, "bridge": self.bridge, "mac": self.mac}
+        sent: dict[str, tuple[str, str | int]] = {
+            name: ("s", text) for name, text in texts.items() if text is not None
+        }
+        if self.queues != 1:
+            sent["queues"] = ("u", self.queues)
+        return sent
+
+
+@dataclass(frozen=True)
+class PlannedRequest:
+    """The broker's answer to one request of a plan.
+
+    :param verdict: "yes", "ask" or "no".
+    :param action: the polkit action.
+    :param reason: empty for "yes".
+    """
+
+    kind: str
+    verdict: str
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of the host, and what undoes it; both are sentences."""
+
+    do: str
+    undo: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an Acquire with the same requests would do.
+
+    :param verdict: "yes", "ask" or "no", for all of them together.
+    :param action: the polkit action that would be asked; empty where none would.
+    :param prompt: the sentence of the prompt; empty likewise.
+    """
+
+    verdict: str
+    action: str
+    prompt: str
+    requests: tuple[PlannedRequest, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class TapGrant:
+    """A TAP device that is held.
+
+    :param id: its name within the lease.
+    :param fds: one for each queue; none where a lease is only listed. The lease owns them.
+    :param ifname: the host's name of it.
+    :param mac: the only source address that the guest may use.
+    :param mtu: bytes.
+    :param ipv4: addresses that the guest may use; empty: not restricted.
+    :param ipv6: likewise, beside the link-local one of the MAC.
+    """
+
+    id: str
+    fds: tuple[Fd, ...]
+    ifname: str
+    ifindex: int
+    mac: str
+    mtu: int
+    network: str
+    bridge: str
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Everything that one VM start was given; a context manager that closes our descriptors.
+
+    :param path: the D-Bus object path that names it to the broker.
+    :param hold: while any copy of this is open, the broker keeps what was granted.
+    """
+
+    path: str
+    hold: Fd
+    grants: tuple[TapGrant, ...]
+
+    def close(self) -> None:
+        """Close what is still ours; where QEMU has no copies, this gives everything back."""
+        self.hold.close()
+        for grant in self.grants:
+            for fd in grant.fds:
+                fd.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """A managed network, or a bridge that the administrator permits.
+
+    :param type: "network" or "bridge".
+    :param mode: "nat" or "lan".
+    :param ipv4: the host's address and prefix; may be empty, like ``ipv6``.
+    :param leases: how many the caller has there; for root everybody's.
+    """
+
+    name: str
+    type: str
+    mode: str
+    bridge: str
+    up: bool
+    ipv4: str
+    ipv6: str
+    leases: int
+
+
+@dataclass(frozen=True)
+class LeaseInfo:
+    """A lease of this user; for root anybody's.
+
+    :param state: "held" or "releasing".
+    :param since: seconds since the epoch.
+    :param allowed: "yes" without a prompt, "asked" after one.
+    :param drops: frames that the filter dropped, by reason.
+    """
+
+    lease: str
+    vm: str
+    uid: int
+    state: str
+    since: int
+    allowed: str
+    grants: tuple[TapGrant, ...]
+    drops: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Facts about the host as the broker sees it; the contract says what each means."""
+
+    version: str
+    boot_id: str
+    capabilities: tuple[str, ...]
+    missing_capabilities: tuple[str, ...]
+    polkit: str
+    nft_tables: str
+    ip_forward: bool
+    bridge_nf_call: bool
+    dnsmasq: str
+    systemd: bool
+    tun: bool
+    configuration: str
+    foreign_forward_drops: tuple[str, ...]
+
+
+def malformed(what: str) -> BrokerUnavailableError:
+    """Make the error for an answer that is not what the contract says."""
+    return BrokerUnavailableError(
+        "the broker's answer is not what its contract says",
+        evidence=what,
+        advice="install the same version of sessionvirt and sessionvirt-broker",
+    )
+
+
+class Fields:
+    """One ``a{sv}`` of an answer, read by name and type.
+
+    :param what: names it in errors: "grants[0]".
+    """
+
+    def __init__(self, values: object, what: str) -> None:
+        if not isinstance(values, dict):
+            raise malformed(f"{what} is not a dictionary")
+        self._values = cast("dict[str, Variant]", values)
+        self._what = what
+
+    def _get(self, key: str, signature: str) -> object:
+        variant = self._values.get(key)
+        if variant is None:
+            raise malformed(f"{self._what}: {key} is missing")
+        if variant.signature != signature:
+            raise malformed(f"{self._what}: {key} is of type {variant.signature}, not {signature}")
+        return variant.value
+
+    def text(self, key: str) -> str:
+        """Return an ``s``, or the path of an ``o``."""
+        return cast("str", self._get(key, "s"))
+
+    def path(self, key: str) -> str:
+        """Return an ``o``."""
+        return cast("str", self._get(key, "o"))
+
+    def flag(self, key: str) -> bool:
+        """Return a ``b``."""
+        return cast("bool", self._get(key, "b"))
+
+    def number(self, key: str, signature: str = "u") -> int:
+        """Return a ``u`` or ``t``."""
+        return cast("int", self._get(key, signature))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return an ``as``."""
+        return tuple(cast("list[str]", self._get(key, "as")))
+
+    def numbers(self, key: str, signature: str) -> tuple[int, ...]:
+        """Return an ``ah`` or the like."""
+        return tuple(cast("list[int]", self._get(key, signature)))
+
+    def counters(self, key: str) -> dict[str, int]:
+        """Return an ``a{st}``."""
+        return dict(cast("dict[str, int]", self._get(key, "a{st}")))
+
+    def pairs(self, key: str) -> tuple[tuple[str, str], ...]:
+        """Return an ``a(ss)``."""
+        rows = cast("list[list[str]]", self._get(key, "a(ss)"))
+        return tuple((first, second) for first, second in rows)
+
+    def rows(self, key: str) -> tuple[Fields, ...]:
+        """Return an ``aa{sv}``."""
+        return rows(self._get(key, "aa{sv}"), f"{self._what}.{key}")
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there."""
+        return key in self._values
+
+
+def rows(values: object, what: str) -> tuple[Fields, ...]:
+    """Read an ``aa{sv}``."""
+    if not isinstance(values, list):
+        raise malformed(f"{what} is not an array")
+    return tuple(Fields(row, f"{what}[{number}]") for number, row in enumerate(values))
+
+
+class Descriptors:
+    """The descriptors of one answer, handed out once each; what was not handed out is closed."""
+
+    def __init__(self, fds: Sequence[Fd]) -> None:
+        self._fds: list[Fd | None] = list(fds)
+
+    def take(self, index: object, what: str) -> Fd:
+        """Return the descriptor that an ``h`` means.
+
+        :raise BrokerUnavailableError: there is none, or it was handed out before.
+        """
+        if not isinstance(index, int) or not 0 <= index < len(self._fds):
+            raise malformed(f"{what}: no descriptor came with it")
+        fd = self._fds[index]
+        if fd is None:
+            raise malformed(f"{what}: its descriptor belongs to something else")
+        self._fds[index] = None
+        return fd
+
+    def finish(self) -> None:
+        """Check that none is left.
+
+        :raise BrokerUnavailableError: more came than the answer speaks of.
+        """
+        left = sum(fd is not None for fd in self._fds)
+        if left:
+            raise malformed(f"{left} descriptors more than the answer speaks of")
+
+    def close(self) -> None:
+        """Close those that were not handed out."""
+        for fd in self._fds:
+            if fd is not None:
+                fd.close()
+
+
+def read_grant(fields: Fields, fds: Descriptors | None) -> TapGrant:
+    """Read a grant.
+
+    :param fds: None: the grant is of a list and has no descriptors.
+    """
+    kind = fields.text("kind")
+    if kind != "tap":
+        raise malformed(f"a grant of the unknown kind {kind!r}")
+    name = fields.text("id")
+    indices = fields.numbers("fds", "ah") if fields.has("fds") or fds is not None else ()
+    return TapGrant(
+        id=name,
+        fds=() if fds is None else tuple(fds.take(index, name) for index in indices),
+        ifname=fields.text("ifname"),
+        ifindex=fields.number("ifindex"),
+        mac=fields.text("mac"),
+        mtu=fields.number("mtu"),
+        network=fields.text("network") if fields.has("network") else "",
+        bridge=fields.text("bridge") if fields.has("bridge") else "",
+        ipv4=fields.texts("ipv4"),
+        ipv6=fields.texts("ipv6"),
+    )
+
+
+def read_plan(fields: Fields) -> Plan:
+    """Read the answer of Plan."""
+    return Plan(
+        verdict=fields.text("verdict"),
+        action=fields.text("action"),
+        prompt=fields.text("prompt"),
+        requests=tuple(
+            PlannedRequest(
+                kind=row.text("kind"),
+                verdict=row.text("verdict"),
+                action=row.text("action"),
+                reason=row.text("reason"),
+            )
+            for row in fields.rows("requests")
+        ),
+        steps=tuple(Step(do, undo) for do, undo in fields.pairs("steps")),
+    )
+
+
+def read_network(fields: Fields) -> NetworkInfo:
+    """Read one row of ListNetworks."""
+    return NetworkInfo(
+        name=fields.text("name"),
+        type=fields.text("type"),
+        mode=fields.text("mode"),
+        bridge=fields.text("bridge"),
+        up=fields.flag("up"),
+        ipv4=fields.text("ipv4"),
+        ipv6=fields.text("ipv6"),
+        leases=fields.number("leases"),
+    )
+
+
+def read_lease(fields: Fields) -> LeaseInfo:
+    """Read one row of ListLeases."""
+    return LeaseInfo(
+        lease=fields.path("lease"),
+        vm=fields.text("vm"),
+        uid=fields.number("uid"),
+        state=fields.text("state"),
+        since=fields.number("since", "t"),
+        allowed=fields.text("allowed"),
+        grants=tuple(read_grant(row, None) for row in fields.rows("grants")),
+        drops=fields.counters("drops"),
+    )
+
+
+def read_diagnosis(fields: Fields) -> Diagnosis:
+    """Read the answer of Diagnose."""
+    return Diagnosis(
+        version=fields.text("version"),
+        boot_id=fields.text("boot_id"),
+        capabilities=fields.texts("capabilities"),
+        missing_capabilities=fields.texts("missing_capabilities"),
+        polkit=fields.text("polkit"),
+        nft_tables=fields.text("nft_tables"),
+        ip_forward=fields.flag("ip_forward"),
+        bridge_nf_call=fields.flag("bridge_nf_call"),
+        dnsmasq=fields.text("dnsmasq"),
+        systemd=fields.flag("systemd"),
+        tun=fields.flag("tun"),
+        configuration=fields.text("configuration"),
+        foreign_forward_drops=fields.texts("foreign_forward_drops"),
+    )

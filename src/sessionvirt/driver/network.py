@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A domain's interfaces made real: TAP devices from the broker, or user-mode networks.
+
+All TAPs of a start are one Acquire, so at most one prompt. Where a domain has none, the broker is
+not asked, and its client is not even imported. A user-mode interface is passt, over a socket pair
+that we make, where passt and a QEMU that can use it are installed; else QEMU's own.
+
+What this never does: keep a descriptor that QEMU has. The caller closes the exit stack's part of
+them (:meth:`Network.handed_over`) as soon as QEMU has been spawned.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sessionvirt.descriptors import Fd
+from sessionvirt.errors import NotFoundError
+from sessionvirt.host.paths import find_program
+from sessionvirt.model.addresses import MacAddress, parse_mac
+from sessionvirt.model.needs import Need, NeedKind, needs
+from sessionvirt.qemu.process import Child
+from sessionvirt.qemu.wiring import PasstWiring, TapWiring, UserWiring
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack, ExitStack
+
+    from sessionvirt.broker_data import Lease, TapGrant, TapRequest
+    from sessionvirt.model.domain import Domain
+    from sessionvirt.qemu.capabilities import Capabilities
+    from sessionvirt.qemu.wiring import InterfaceWiring
+
+__all__ = ["Network", "connect", "default_mac", "tap_requests"]
+
+_VHOST_NET = "/dev/vhost-net"
+
+
+@dataclass(frozen=True)
+class Network:
+    """The interfaces of one start.
+
+    :param wirings: one for each interface, in order.
+    :param lease: what the broker granted; None where it was not asked.
+    """
+
+    wirings: tuple[InterfaceWiring, ...]
+    lease: Lease | None
+
+    @property
+    def hold_fds(self) -> tuple[int, ...]:
+        """Descriptors that QEMU inherits and never uses."""
+        return () if self.lease is None else (self.lease.hold.fileno(),)
+
+
+def tap_requests(domain: Domain) -> tuple[TapRequest, ...]:
+    """Return what the broker has to be asked for; empty: it need not be asked."""
+    taps = [need for need in needs(domain) if need.kind is NeedKind.TAP]
+    if not taps:
+        return ()
+    from sessionvirt.broker_data import TapRequest
+
+    return tuple(
+        TapRequest(network=need.network, bridge=need.bridge, mac=need.mac, queues=need.queues)
+        for need in taps
+    )
+
+
+def default_mac(vm: str, interface: int) -> MacAddress:
+    """Return an address for a user-mode interface without one; the same at every start."""
+    number = binascii.crc32(f"{os.getuid()}/{vm}/{interface}".encode()) & 0xFFFFFF
+    return parse_mac(
+        ":".join(f"{byte:02x}" for byte in b"\x52\x54\x00" + number.to_bytes(3, "big"))
+    )
+
+
+async def connect(
+    domain: Domain,
+    capabilities: Capabilities,
+    *,
+    resources: AsyncExitStack,
+    handed_over: ExitStack,
+    vhost: bool,
+    interactive: bool,
+    bus_address: str | None,
+) -> Network:
+    """Make every interface of a domain.
+
+    :param resources: gets what has to live as long as QEMU.
+    :param handed_over: gets the descriptors that QEMU inherits; to be closed when it has.
+    :param vhost: let the kernel move the packets, where the user may open /dev/vhost-net.
+    :param interactive: the broker may show a prompt.
+    :param bus_address: of the system bus; by default the usual one.
+    :raise SessionvirtError: whatever the broker or passt says.
+    """
+    lease: Lease | None = None
+    requests = tap_requests(domain)
+    if requests:
+        from sessionvirt.broker_client import BrokerClient
+
+        async with await BrokerClient.connect(bus_address) as client:
+            lease = await client.acquire(requests, domain.name, interactive=interactive)
+        handed_over.callback(lease.close)
+    grants = iter(lease.grants if lease is not None else ())
+    wirings: list[InterfaceWiring] = []
+    for need in needs(domain):
+        if need.kind is NeedKind.TAP:
+            wirings.append(_tap(next(grants), handed_over, vhost=vhost))
+        else:
+            wirings.append(await _user(domain, need, capabilities, resources, handed_over))
+    return Network(tuple(wirings), lease)
+
+
+def _tap(grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
+    vhost_fds: list[int] = []
+    if vhost and os.access(_VHOST_NET, os.R_OK | os.W_OK):
+        for _ in grant.fds:
+            fd = handed_over.enter_context(Fd(os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC)))
+            vhost_fds.append(fd.fileno())
+    return TapWiring(
+        fds=tuple(fd.fileno() for fd in grant.fds),
+        mac=parse_mac(grant.mac),
+        mtu=grant.mtu,
+        vhost_fds=tuple(vhost_fds),
+    )
+
+
+async def _user(
+    domain: Domain,
+    need: Need,
+    capabilities: Capabilities,
+    resources: AsyncExitStack,
+    handed_over: ExitStack,
+) -> PasstWiring | UserWiring:
+    mac = need.mac or default_mac(domain.name, need.interface)
+    passt = find_program("passt") if "stream" in capabilities.netdevs else None
+    if passt is None:
+        if "user" not in capabilities.netdevs:
+            raise NotFoundError(
+                "no user-mode network is available",
+                evidence=f"{capabilities.binary} has no slirp, and passt is not installed",
+                advice="install passt",
+            )
+        return UserWiring(mac)
+    ours, theirs = socket.socketpair()
+    handed_over.enter_context(ours)
+    with theirs:
+        fd = theirs.fileno()
+        child = Child.spawn((passt, "--foreground", "--fd", str(fd)), pass_fds=(fd,))
+    await resources.enter_async_context(child)
+    return PasstWiring(ours.fileno(), mac)
