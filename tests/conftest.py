@@ -11,6 +11,7 @@ nothing was tested.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from lab import leaks, namespaces
 from lab.broker import Broker
 from lab.bus import SystemBus
 from lab.daemon import Daemon, log_of
-from lab.guest import Guest
+from lab.guest import Guest, GuestError, fetch_kernel
 from lab.outside import Outside
 from lab.polkit import Polkit
 from lab.stage import Flavour, missing_files
@@ -87,8 +88,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Enter the lab, once it is known that a selected test needs it."""
     leaks.adopt_orphans()
-    needed = any(tier_of(item) != "unit" for item in session.items)
-    if needed and os.geteuid() == 0 and not session.config.option.collectonly:
+    tiers = {tier_of(item) for item in session.items}
+    if tiers - {"unit"} and os.geteuid() == 0 and not session.config.option.collectonly:
+        if "qemu" in tiers:
+            # There is no way to the archive from inside. Without it the guest's tests say why.
+            with contextlib.suppress(GuestError):
+                fetch_kernel()
         namespaces.enter()
         # A checkout whose broker is not whole can still test what needs none of it.
         if not missing_files():

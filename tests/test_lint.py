@@ -50,7 +50,7 @@ def test_mypy_is_strict_about_everything() -> None:
 
 
 def test_codespell_finds_nothing() -> None:
-    words = "passt,re-used"
+    words = "conectix,iif,passt,re-used"
     prose = ("polkit", "systemd", "docs")
     run_linter("codespell_lib", "--ignore-words-list", words, "--skip", "*.pyc", *CODE, *prose)
 

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,10 @@ def _base_archive(unpacked: Path) -> bytes:
 def _modules(unpacked: Path) -> list[bytes]:
     """:data:`MODULES` and what they need, uncompressed, each after its dependencies."""
     files = {}
-    for path in (unpacked / "lib/modules").rglob("*.ko*"):
+    for path in unpacked.rglob("*.ko*"):  # below lib in Debian 12, usr/lib in 13
         files[path.name.partition(".")[0].replace("-", "_")] = path
+    if not files:
+        raise GuestError(f"{unpacked} has no modules")
     loaded: dict[str, bytes] = {}
 
     def load(name: str) -> None:
@@ -123,16 +126,19 @@ def _cache() -> Path:
     return home / "sessionvirt-dev" / suite
 
 
-def fetch_kernel() -> Path:
-    """The directory of an unpacked kernel package: boot/vmlinuz-*, lib/modules.
+def cached_kernel() -> Path | None:
+    """What :func:`fetch_kernel` fetched before; it is used for good, whatever is the newest now."""
+    return next(iter(sorted(_cache().glob("linux-image-*"))), None)
 
-    What was fetched once is used for good: the tests are not about the newest kernel.
+
+def fetch_kernel() -> Path:
+    """The directory of an unpacked kernel package: boot/vmlinuz-*, and modules.
 
     :raise GuestError: apt has no such package, or cannot fetch it.
     """
-    cache = _cache()
-    for known in sorted(cache.glob("linux-image-*")):
+    if known := cached_kernel():
         return known
+    cache = _cache()
     package = _kernel_package()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as name:
@@ -167,3 +173,10 @@ def _run(argv: list[str], directory: Path) -> str:
     if done.returncode:
         raise GuestError(f"{' '.join(argv)}: status {done.returncode}\n{done.stdout}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    try:
+        print(fetch_kernel())
+    except GuestError as error:
+        sys.exit(str(error))
