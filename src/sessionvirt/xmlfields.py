@@ -118,6 +118,7 @@ class Spec:
     :param steps: element names down to the node.
     :param attribute: its attribute; None: its text, or the node itself.
     :param lenient: a value that cannot be read is unknown instead of wrong.
+    :param always: written even where it is the default.
     """
 
     kind: Literal["scalar", "size", "flag", "child", "children", "kept"]
@@ -129,6 +130,7 @@ class Spec:
     only: Only | None = None
     required: bool = False
     lenient: bool = False
+    always: bool = False
 
     def selects(self, node: Node) -> bool:
         """Whether the node is one of those that the declaration means."""
@@ -149,7 +151,7 @@ def _declare(kind: Any, path: str, default: object, **rest: Any) -> Any:
 @overload
 def attr(path: str, converter: Converter[T], *, lenient: bool = False) -> T | None: ...
 @overload
-def attr(path: str, converter: Converter[T], *, default: T, lenient: bool = False) -> T: ...
+def attr(path: str, converter: Converter[T], *, default: T, always: bool = False) -> T: ...
 @overload
 def attr(path: str, converter: Converter[T], *, required: Literal[True]) -> T: ...
 def attr(
@@ -159,6 +161,7 @@ def attr(
     default: T | None = None,
     required: bool = False,
     lenient: bool = False,
+    always: bool = False,
 ) -> T | None:
     """An attribute (``target/@dev``) or the text of an element (``title``).
 
@@ -166,10 +169,10 @@ def attr(
     :param required: a document that is silent is refused.
     :param lenient: a value outside the converter's range is unknown, not an error; for what changes
         nothing that a guest depends on.
+    :param always: write it even where it is the default, because libvirt wants to see it.
     """
-    result: T | None = _declare(
-        "scalar", path, default, converter=converter, required=required, lenient=lenient
-    )
+    words = {"required": required, "lenient": lenient, "always": always}
+    result: T | None = _declare("scalar", path, default, converter=converter, **words)
     return result
 
 

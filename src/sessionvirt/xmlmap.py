@@ -59,6 +59,7 @@ __all__ = [
     "mapped",
     "parse",
     "size",
+    "walk",
 ]
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ def _load(cls: type[E], node: Node, where: Location, unknown: list[Unknown]) -> 
         try:
             found = _value(spec, node, where, unknown)
         except ValueError as error:
-            last = _walk(node, spec.steps)
+            last = walk(node, spec.steps)
             place = where.below(spec.path, (last or node).line)
             if not spec.lenient:
                 place.refuse(f"wrong value: {error}", f"Write {_hint(spec)}.")
@@ -185,7 +186,7 @@ def _value(spec: Spec, node: Node, where: Location, unknown: list[Unknown]) -> A
             _load(spec.element, part, place, unknown) for part, place in _parts(spec, node, where)
         ]
         return tuple(found) if spec.kind == "children" else next(iter(found), None)
-    target = _walk(node, spec.steps)
+    target = walk(node, spec.steps)
     if target is None or spec.kind == "kept":
         return None
     return _scalar(spec, target)
@@ -198,10 +199,18 @@ def _scalar(spec: Spec, node: Node) -> Any:
     if spec.kind == "size":
         return spec.converter.read(f"{node.text} {node.attributes.get('unit', 'KiB')}")
     text = node.attributes.get(spec.attribute) if spec.attribute is not None else node.text
-    return None if text is None else spec.converter.read(text)
+    if text is None:
+        return None
+    try:
+        return spec.converter.read(text)
+    except ValueError:
+        if spec.attribute is None and not text:  # there for its attributes: <type arch='...'/>
+            return None
+        raise
 
 
-def _walk(node: Node, steps: Sequence[str]) -> Node | None:
+def walk(node: Node, steps: Sequence[str]) -> Node | None:
+    """The first node down that path."""
     here: Node | None = node
     for step in steps:
         here = here.find(step) if here is not None else None
@@ -211,7 +220,7 @@ def _walk(node: Node, steps: Sequence[str]) -> Node | None:
 def _parts(spec: Spec, node: Node, where: Location) -> Iterator[tuple[Node, Location]]:
     """The elements that a child declaration means, with their places."""
     *above, _last = spec.steps
-    parent = _walk(node, above)
+    parent = walk(node, above)
     if parent is None:
         return
     below = where.below("/".join(above), parent.line) if above else where
@@ -273,7 +282,8 @@ def _store(value: Element, tag: str) -> Node:
         if spec.element is not None:
             _store_elements(spec, node, origin, now if spec.kind == "children" else (now,))
         elif spec.kind != "kept":
-            _store_scalar(spec, node, now, field.default)
+            if now != field.default or origin is not None or spec.always:
+                _store_scalar(spec, node, now, field.default)
     return node
 
 
@@ -283,7 +293,7 @@ def _store_elements(
     """Put the elements into the places of those that were there, in order; the rest behind them."""
     *above, tag = spec.steps
     written = [_store(value, tag) for value in values if value is not None]
-    parent = _walk(node, above)
+    parent = walk(node, above)
     if parent is None and not written:
         return
     parent = parent or _ensure(node, above)
@@ -299,14 +309,14 @@ def _store_elements(
 
 
 def _store_scalar(spec: Spec, node: Node, now: Any, default: Any) -> None:
-    target = _walk(node, spec.steps)
+    target = walk(node, spec.steps)
     try:
         said = _scalar(spec, target) if target is not None else None
     except ValueError:  # lenient: what was not understood stays unless something is set
         said = default
         if now == default:
             return
-    if now == said or (said is None and now == default):
+    if now == said or (said is None and now == default and node.line):
         return
     if now is None or (now is False and spec.kind == "flag"):
         if target is not None:

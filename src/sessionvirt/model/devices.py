@@ -149,7 +149,7 @@ class ControllerModel(StrEnum):
 class PciPlace(Element):
     """``<address type='pci'>``: where the guest finds the device; bus is a controller's index."""
 
-    type: str = attr("@type", Text, default="pci")
+    type: str = attr("@type", Text, default="pci", always=True)
     domain: int = attr("@domain", _HEX, default=0)
     bus: int = attr("@bus", _HEX, default=0)
     slot: int = attr("@slot", _HEX, default=0)
@@ -169,10 +169,12 @@ class Device(Element):
 class Disk(Device):
     """``<disk>``. A cdrom may be without a source: an empty drive."""
 
-    type: DiskType = attr("@type", Choice(DiskType), default=DiskType.FILE)
-    device: DiskDevice = attr("@device", Choice(DiskDevice), default=DiskDevice.DISK)
+    type: DiskType = attr("@type", Choice(DiskType), default=DiskType.FILE, always=True)
+    device: DiskDevice = attr("@device", Choice(DiskDevice), default=DiskDevice.DISK, always=True)
     driver: str | None = attr("driver/@name", Pattern("qemu", "'qemu'"))
-    format: DiskFormat = attr("driver/@type", Choice(DiskFormat), default=DiskFormat.RAW)
+    format: DiskFormat = attr(
+        "driver/@type", Choice(DiskFormat), default=DiskFormat.RAW, always=True
+    )
     cache: Cache = attr("driver/@cache", Choice(Cache), default=Cache.DEFAULT)
     io: DiskIo | None = attr("driver/@io", Choice(DiskIo))
     discard: Discard | None = attr("driver/@discard", Choice(Discard))
@@ -258,8 +260,10 @@ class Rng(Device):
     :param rate_period: milliseconds; 1000 where silent.
     """
 
-    model: str = attr("@model", Pattern("virtio", "'virtio'"), default="virtio")
-    backend: str = attr("backend/@model", Pattern("random", "'random'"), default="random")
+    model: str = attr("@model", Pattern("virtio", "'virtio'"), default="virtio", always=True)
+    backend: str = attr(
+        "backend/@model", Pattern("random", "'random'"), default="random", always=True
+    )
     path: str | None = attr(
         "backend", Pattern("/dev/(random|urandom|hwrng)", "'/dev/urandom' or '/dev/random'")
     )
@@ -327,11 +331,15 @@ class Input(Device):
 
 @mapped
 class Controller(Device):
-    """``<controller>``. They come by themselves where needed; named ones fix addresses."""
+    """``<controller>``. They come by themselves where needed; named ones fix addresses.
+
+    :param ports: of a USB controller.
+    """
 
     type: ControllerType = attr("@type", Choice(ControllerType), required=True)
     index: int | None = attr("@index", Integer(0, 255))
     model: ControllerModel | None = attr("@model", Choice(ControllerModel), lenient=True)
+    ports: int | None = attr("@ports", Integer(1, 15))
     chassis: int | None = attr("target/@chassis", _HEX)
     port: int | None = attr("target/@port", _HEX)
     hardware: None = kept("model")

@@ -107,7 +107,7 @@ class Os(Element):
     :param menu_timeout: milliseconds.
     """
 
-    type: str = attr("type", Pattern("hvm", "'hvm'"), default="hvm")
+    type: str = attr("type", Pattern("hvm", "'hvm'"), default="hvm", always=True)
     arch: str | None = attr("type/@arch", _WORD)
     machine: str | None = attr("type/@machine", _WORD)
     kernel: str | None = attr("kernel", Text)
@@ -208,7 +208,7 @@ class Domain(Element):
     :param vcpus: the most there can be; ``current_vcpus`` of them run at boot.
     """
 
-    type: DomainType = attr("@type", Choice(DomainType), default=DomainType.KVM)
+    type: DomainType = attr("@type", Choice(DomainType), default=DomainType.KVM, always=True)
     id: None = kept("@id")
     name: str = attr("name", Text, required=True)
     uuid: str | None = attr("uuid", Uuid)

@@ -17,6 +17,7 @@ from .pci import PciLayout
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from sessionvirt.model.devices import Controller, ControllerType
     from sessionvirt.model.domain import Domain
     from sessionvirt.xmltree import Location
 
@@ -73,6 +74,10 @@ class Board:
         self.require("device", driver, self.capabilities.devices, where)
         values = {"driver": driver, "id": name, "bootindex": self._boot_order.get(name)}
         return ["-device", structured(values | dict(properties))]
+
+    def controller(self, kind: ControllerType) -> Controller | None:
+        """The first controller of a kind that the document names."""
+        return next((c for c in self.domain.controllers if c.type is kind), None)
 
     def require(self, kind: str, name: str, present: frozenset[str], where: Location) -> None:
         """Refuse an element for which the binary has nothing.

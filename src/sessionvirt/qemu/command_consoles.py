@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.check import extra_consoles
-from sessionvirt.model.devices import CharType, ConsoleTarget
+from sessionvirt.model.devices import CharType, ConsoleTarget, ControllerType
 
 from .option import joined
 
@@ -64,7 +64,7 @@ def console_arguments(board: Board) -> list[str]:
     arguments: list[str] = []
     first = next((port for name, port in ports if name.startswith("console")), None)
     if first is not None:
-        place = board.pci.place(None)
+        place = board.pci.place(board.controller(ControllerType.VIRTIO_SERIAL))
         arguments += board.device("virtio-serial-pci", _CONTROLLER, first.where, place)
     for name, port in ports:
         backend = character_device(name)

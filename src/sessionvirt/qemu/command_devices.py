@@ -84,18 +84,19 @@ def _vnc(graphics: Graphics) -> str:
 def input_arguments(board: Board) -> list[str]:
     """Tablets, mice, keyboards, and the USB controller where one is named or needed."""
     inputs = [device for device in board.domain.inputs if device.bus is not InputBus.PS2]
-    named = [c for c in board.domain.controllers if c.type is ControllerType.USB]
+    controller = board.controller(ControllerType.USB)
     on_usb = [device for device in inputs if device.bus is InputBus.USB]
-    off = [c for c in named if c.model is ControllerModel.NONE]
+    off = controller is not None and controller.model is ControllerModel.NONE
     if off and on_usb:
         on_usb[0].where.refuse(
             "there is no USB controller", "Write bus='virtio', or leave out model='none'."
         )
     arguments: list[str] = []
-    if (named or on_usb) and not off:
-        controller = named[0] if named else None
+    if (controller is not None or on_usb) and not off:
         where = (controller or on_usb[0]).where
-        arguments += board.device("qemu-xhci", _USB, where, board.pci.place(controller))
+        ports = controller.ports if controller is not None else None
+        properties = board.pci.place(controller) | {"p2": ports, "p3": ports}
+        arguments += board.device("qemu-xhci", _USB, where, properties)
     for index, device in enumerate(inputs):
         usb = device.bus is InputBus.USB
         place = {"bus": f"{_USB}.0"} if usb else board.pci.place(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sessionvirt.model.devices import Cache, DiskBus, DiskDevice
+from sessionvirt.model.devices import Cache, ControllerType, DiskBus, DiskDevice
 
 from .option import structured
 
@@ -36,7 +36,7 @@ def disk_arguments(board: Board) -> list[str]:
     arguments: list[str] = []
     sata = [disk for disk in board.domain.disks if disk.effective_bus is DiskBus.SATA]
     if sata and not board.express:
-        place = board.pci.place(None)
+        place = board.pci.place(board.controller(ControllerType.SATA))
         arguments += board.device("ich9-ahci", _AHCI, sata[0].where, place)
     for disk in board.domain.disks:
         arguments += _nodes(disk)

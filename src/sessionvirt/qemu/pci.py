@@ -16,12 +16,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.addresses import PciAddress
-from sessionvirt.model.devices import ControllerModel, ControllerType
+from sessionvirt.model.devices import Controller, ControllerModel, ControllerType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sessionvirt.model.devices import Controller, Device, PciPlace
+    from sessionvirt.model.devices import Device, PciPlace
     from sessionvirt.model.domain import Domain
 
 __all__ = ["SPARE_PORTS", "PciLayout"]
@@ -30,6 +30,7 @@ SPARE_PORTS: Final = 4
 
 _LAST_SLOT: Final = 0x1E  # 0x1f is the chipset's on q35
 _LEGACY_SLOT: Final = 0x10
+_SATA_PLACE: Final = (0, 0x1F, 2)
 _ROOT_MODELS: Final = (ControllerModel.PCI_ROOT, ControllerModel.PCIE_ROOT)
 
 
@@ -52,7 +53,7 @@ class PciLayout:
             for function in range(8)
         }
         for device in _devices(domain):
-            if device.address is not None:
+            if device.address is not None and not self._built_in(device):
                 self._reserve(device.address)
         self._busy = {key[0] for key in self._used}
         for index in sorted(self._declared):
@@ -85,6 +86,20 @@ class PciLayout:
             while len(self._ports.keys() - self._busy) < SPARE_PORTS:
                 self._add_port(self._next_index(), None)
         return tuple(self._ports[index] for index in sorted(self._ports))
+
+    def _built_in(self, device: Device) -> bool:
+        """Whether it is q35's own SATA controller, which has its place."""
+        if not (self._express and isinstance(device, Controller)):
+            return False
+        if device.type is not ControllerType.SATA:
+            return False
+        place = device.address
+        if place is not None and (place.bus, place.slot, place.function) != _SATA_PLACE:
+            place.where.refuse(
+                "the SATA controller of q35 is at slot 0x1f function 0x2",
+                "Write that, or leave <address> out.",
+            )
+        return True
 
     def _root_ports(self, domain: Domain) -> dict[int, Controller]:
         found: dict[int, Controller] = {}
