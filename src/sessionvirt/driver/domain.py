@@ -144,6 +144,7 @@ class VirtualMachine:
         self._witness = Witness()
         self._child: Child | None = None
         self._monitor: Monitor | None = None
+        self._command: tuple[str, ...] = ()
         self._run: asyncio.Task[Outcome] | None = None
 
     @property
@@ -155,6 +156,11 @@ class VirtualMachine:
     def pid(self) -> int | None:
         """QEMU's process id while it runs."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """QEMU's argv at the last start; empty before the first."""
+        return self._command
 
     def _set_state(self, state: DomainState) -> None:
         """The only writer of the state."""
@@ -222,6 +228,7 @@ class VirtualMachine:
             stack.callback(ours.close)
             wiring = Wiring(theirs.fileno(), accelerator, self.network.wirings)
             command = build(domain, capabilities, wiring)
+            self._command = command.argv
             console = subprocess.DEVNULL if settings.console is None else settings.console
             child = Child.spawn(
                 command.argv,

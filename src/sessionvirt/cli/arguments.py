@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the command line may say. Nothing here does anything."""
+
+from __future__ import annotations
+
+import argparse
+
+from sessionvirt import __version__
+
+__all__ = ["parser"]
+
+_EPILOG = """\
+exit status:
+  0 done; the guest powered off    5 a prompt is needed and none can be shown
+  1 failed                         6 held by somebody else, or a limit is reached
+  2 wrong usage or definition      7 refused: the host would suffer
+  3 not found                      8 the broker is not available
+  4 denied or dismissed            9 the guest panicked, or QEMU died
+  124 time is up                   130 ended by ^C, 143 by SIGTERM
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="sessionvirt",
+        description="Run virtual machines as an ordinary user.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"sessionvirt {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    run = verbs.add_parser(
+        "run",
+        help="run a virtual machine in the foreground",
+        description="Run a virtual machine until it powers off. Its console is on this terminal; "
+        "^C asks it to power down, a second ^C (or 10 seconds) ends it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_guest(run)
+    _add_run(run)
+    plan = verbs.add_parser(
+        "plan",
+        help="show what running it would change on this host",
+        description="Show what 'run' would change on this host, in order, what undoes it, and "
+        "whether somebody would be asked. Changes nothing. Exit status 4: it would be denied.",
+    )
+    _add_guest(plan)
+    plan.add_argument("-v", "--verbose", action="store_true", help="and QEMU's command line")
+    _add_json(plan)
+    for name, text in (
+        ("networks", "list the networks and bridges that machines can join"),
+        ("leases", "list what your running machines hold of this host"),
+        ("doctor", "check what this host can do, and say what to do where it cannot"),
+    ):
+        _add_json(verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
+    return top
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs: stable, versioned keys")
+
+
+def _add_guest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "guest", nargs="?", metavar="GUEST", help="a libvirt domain XML file, or a disk image"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse a definition that is not understood fully"
+    )
+    quick = parser.add_argument_group("without XML", "These describe the machine of a disk image.")
+    quick.add_argument("--name", help="the machine's name (default: the file's)")
+    quick.add_argument("--memory", type=_positive, metavar="MIB", help="in MiB (default: 1024)")
+    quick.add_argument("--vcpus", type=_positive, metavar="N", help="processors (default: 1)")
+    network = quick.add_mutually_exclusive_group()
+    network.add_argument(
+        "--network", metavar="NAME", help="a managed network, 'user' (default), or 'none'"
+    )
+    network.add_argument(
+        "--bridge", metavar="BRIDGE", help="a bridge that the administrator permits"
+    )
+    quick.add_argument("--kernel", metavar="FILE", help="boot this kernel instead of the disk")
+    quick.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
+    quick.add_argument("--append", metavar="TEXT", help="its command line")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="the same as 'plan'")
+    parser.add_argument(
+        "--console",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the machine's console is on this terminal (default: yes)",
+    )
+    parser.add_argument(
+        "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="end the machine after this many seconds"
+    )
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="errors only")
+    volume.add_argument("-v", "--verbose", action="store_true", help="and QEMU's command line")
+    parser.set_defaults(json=False)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a time")
+    return number

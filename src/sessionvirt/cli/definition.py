@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The domain that a command line means: an XML file, or a disk image and a few options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sessionvirt.errors import NotFoundError, UsageError
+
+from .output import say
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sessionvirt.model.domain import Domain
+    from sessionvirt.model.quick import QuickNetwork
+
+__all__ = ["load_domain"]
+
+#: Options that describe a machine without XML.
+_QUICK: Final = (
+    "name", "memory", "vcpus", "network", "bridge", "kernel", "initrd", "append",
+)  # fmt: skip
+#: No definition is longer; a disk image given by mistake is not read whole.
+_MAX_XML: Final = 4 << 20
+
+
+def load_domain(args: argparse.Namespace) -> Domain:
+    """Read or make the domain, and tell on stderr what of an XML file is not understood.
+
+    :raise UsageError: options that contradict each other.
+    :raise NotFoundError: a file cannot be read.
+    :raise DefinitionError: the XML is wrong.
+    """
+    if args.guest is not None and _is_xml(args.guest):
+        return _from_xml(args)
+    from sessionvirt.model.quick import QuickDisk, quick_domain
+
+    given = {"name": args.name, "vcpus": args.vcpus, "memory_mib": args.memory}
+    return quick_domain(
+        () if args.guest is None else (QuickDisk(Path(args.guest)),),
+        **{name: value for name, value in given.items() if value is not None},
+        networks=_networks(args),
+        kernel=_readable(args.kernel),
+        initrd=_readable(args.initrd),
+        append=args.append,
+    )
+
+
+def _from_xml(args: argparse.Namespace) -> Domain:
+    from sessionvirt.model.domain import parse_domain
+
+    extra = [f"--{name}" for name in _QUICK if getattr(args, name) is not None]
+    if extra:
+        raise UsageError(
+            f"{', '.join(extra)} cannot be combined with an XML definition",
+            advice=f"write it into {args.guest}",
+        )
+    parsed = parse_domain(_read(args.guest), file=args.guest, strict=args.strict)
+    if not getattr(args, "quiet", False):
+        for unknown in parsed.unknown:
+            say(f"{args.guest}:{unknown.line}: not understood, has no effect: {unknown.path}")
+    return parsed.value
+
+
+def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
+    from sessionvirt.model.quick import QuickNetwork
+
+    if args.network == "none":
+        return ()
+    network = None if args.network == "user" else args.network
+    return (QuickNetwork(network=network, bridge=args.bridge),)
+
+
+def _is_xml(name: str) -> bool:
+    if name.endswith(".xml"):
+        return True
+    try:
+        with open(name, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
+
+
+def _read(name: str) -> bytes:
+    try:
+        with open(name, "rb") as file:
+            content = file.read(_MAX_XML + 1)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if len(content) > _MAX_XML:
+        raise UsageError(f"{name} is longer than {_MAX_XML >> 20} MiB: not a definition")
+    return content
+
+
+def _readable(name: str | None) -> Path | None:
+    """QEMU would say so, too; but only after the network is there."""
+    if name is None:
+        return None
+    try:
+        with open(name, "rb"):
+            return Path(name)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError) -> NotFoundError:
+    return NotFoundError(f"{name} cannot be read", evidence=error.strerror or str(error))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From argv to an exit status. Expected errors become words here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sessionvirt.errors import LaunchError, SessionvirtError
+
+from . import status
+from .arguments import parser
+from .output import print_error, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    :param argv: without the program's name; by default this process'.
+    :return: the exit status.
+    """
+    args = parser().parse_args(argv)
+    verb = "plan" if args.verb == "run" and args.dry_run else args.verb
+    try:
+        code: int = import_module(f".{verb}", __package__).main(args)
+        sys.stdout.flush()
+    except SessionvirtError as error:
+        print_error(error)
+        if isinstance(error, LaunchError) and getattr(args, "verbose", False):
+            import shlex
+
+            say(f"the command was: {shlex.join(error.command)}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return status.SIGNAL + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing more is written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status.FAILURE
+    return code
