@@ -46,14 +46,14 @@ class Broker:
     def start(self) -> None:
         """Start it, and return once it owns its name: old leases have been taken up then.
 
-        :raise DaemonError: it ended instead; the text has the end of its log.
-        :raise TimeoutError: it runs, but does not own the name.
+        :raise DaemonError: it did not, and no longer runs; the text has the end of its log.
         """
         self.daemon.spawn()
         try:
             wait_for_owner(NAME, pid=self.daemon.pid)
-        except DaemonError as error:
-            raise DaemonError(self.daemon.account("ended at its start")) from error
+        except (DaemonError, TimeoutError) as error:
+            self.kill()
+            raise DaemonError(self.daemon.account("did not take its name")) from error
 
     def stop(self) -> int:
         """SIGTERM; its exit status. Leases stay, as when the service is stopped."""

@@ -22,16 +22,21 @@ import ctypes
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.stage import ROOT, Flavour, stage
 
-__all__ = ["LAB", "Account", "enter", "enter_network", "install"]
+__all__ = ["LAB", "PREFIX", "Account", "enter", "enter_network", "enter_processes", "install"]
 
 #: Where the lab keeps what is its own: homes, logs, stages, the guest.
 LAB = Path("/run/lab")
+
+#: Where the project is installed.
+PREFIX = Path("/usr/local")
 
 #: Directories of /usr/share that programs look into and that a package of ours adds files to.
 SHARED = ("polkit-1/actions", "dbus-1/system.d", "dbus-1/system-services")
@@ -39,12 +44,14 @@ SHARED = ("polkit-1/actions", "dbus-1/system.d", "dbus-1/system-services")
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -165,7 +172,23 @@ def enter() -> None:
         Path(name).mkdir(parents=True, exist_ok=True)
     for rules in Path("/etc/polkit-1/rules.d").iterdir():
         rules.unlink()
-    mount("tmpfs", Path("/usr/local"), "tmpfs", MS_NODEV, "mode=0755")
+    mount("tmpfs", PREFIX, "tmpfs", MS_NODEV, "mode=0755")
+
+
+def enter_processes() -> None:
+    """Fork into a new process namespace. The parent waits; only the child returns from here.
+
+    The child is the namespace's first process: when it ends, the kernel ends every other. It must
+    be in the lab already, for /proc is mounted anew. The parent exits with its status.
+    """
+    unshare(CLONE_NEWPID)
+    child = os.fork()
+    if child:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it, too; its end is ours
+        _, status = os.waitpid(child, 0)
+        sys.exit(os.waitstatus_to_exitcode(status) % 256)
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    mount("proc", Path("/proc"), "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def install(flavour: Flavour = Flavour.PYPI) -> None:
@@ -176,8 +199,8 @@ def install(flavour: Flavour = Flavour.PYPI) -> None:
     prefix = LAB / f"stage-{flavour}"
     if not prefix.exists():
         stage(prefix, flavour)
-    _checked(_libc.umount2(b"/usr/local", 2), "umount /usr/local")
-    mount(str(prefix), Path("/usr/local"), "none", MS_BIND)
+    _checked(_libc.umount2(os.fsencode(PREFIX), MNT_DETACH), f"umount {PREFIX}")
+    mount(str(prefix), PREFIX, "none", MS_BIND)
     for name in SHARED:
         for file in (prefix / "share" / name).glob("*"):
             shutil.copyfile(file, Path("/usr/share", name, file.name))

@@ -9,6 +9,7 @@
                                                  which NAT forgot to translate gets no answer
 
 A peer listens there on port 8080, TCP (HTTP) and UDP: it answers with the source address it saw.
+The path /hold has its answer only after :meth:`Outside.release`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ class Outside:
     def _no_dad(address: str) -> list[str]:
         """Usable at once: nobody else is on this wire."""
         return ["nodad"] if ":" in address else []
+
+    def release(self) -> None:
+        """Answer who waits at /hold, and whoever comes there later."""
+        assert self._peer is not None
+        assert self._peer.stdin is not None
+        self._peer.stdin.write("\n")
+        self._peer.stdin.flush()
 
     def command(self, argv: list[str]) -> list[str]:
         """*argv* as it must be written to run outside."""

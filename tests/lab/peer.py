@@ -3,6 +3,9 @@
 
 usage: peer.py PORT     TCP: an HTTP answer; UDP: a datagram; each with the address and a newline.
 
+The path /hold is answered only after a line on standard input: a guest waits there while somebody
+looks.
+
 Writes ``ready`` when it listens, on every address that will ever be there. Ends with its standard
 input.
 """
@@ -15,6 +18,8 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+RELEASED = threading.Event()
+
 
 def plain(address: str) -> str:
     """An IPv4 address as IPv4, though the socket is a dual one."""
@@ -23,6 +28,8 @@ def plain(address: str) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/hold":
+            RELEASED.wait()
         body = f"{plain(self.client_address[0])}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -60,7 +67,8 @@ def main() -> None:
     server = Server(("::", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print("ready", flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:
+        RELEASED.set()
     os._exit(0)
 
 
