@@ -281,9 +281,8 @@ def _store(value: Element, tag: str) -> Node:
         now = getattr(value, field.name)
         if spec.element is not None:
             _store_elements(spec, node, origin, now if spec.kind == "children" else (now,))
-        elif spec.kind != "kept":
-            if now != field.default or origin is not None or spec.always:
-                _store_scalar(spec, node, now, field.default)
+        elif spec.kind != "kept" and (now != field.default or node.line or spec.always):
+            _store_scalar(spec, node, now, field.default)
     return node
 
 

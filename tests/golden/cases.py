@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The golden domains, and the runtime facts that their command lines are built with.
 
-Descriptors are numbers here that belong to nobody; tests/qemu/test_golden.py has real ones.
+Descriptors are numbers here that belong to nobody; tests/qemu/test_golden_start.py has real ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Domains and the exact command lines they become. ``SESSIONVIRT_UPDATE_GOLDEN=1`` rewrites them.
 
-tests/qemu/test_golden.py shows that a real QEMU takes the same lines.
+tests/qemu/test_golden_start.py shows that a real QEMU takes the same lines.
 """
 
 from __future__ import annotations

@@ -138,6 +138,11 @@ def _disk(disk: Disk) -> None:
             "a CD-ROM drive cannot be on the virtio bus",
             "Write <target dev='sda' bus='sata'/>, or device='disk' with <readonly/>.",
         )
+    if disk.device is DiskDevice.DISK and bus is DiskBus.SATA and disk.readonly:
+        disk.at("readonly").refuse(
+            "a SATA disk cannot be read-only",
+            "Write bus='virtio' for the disk, or device='cdrom'.",
+        )
     if disk.device is DiskDevice.DISK and disk.file is None:
         disk.where.refuse(
             "a disk without a source", "Write <source file='/path/to/image'/>, or device='cdrom'."
