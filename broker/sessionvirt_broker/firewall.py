@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The two nft tables of ours: a VM is set elements, a change is one transaction.
+
+Elements go to libnftables as JSON with numeric values only, so that nothing in them is looked up,
+expanded or resolved there. What should be in the tables is kept here; where somebody flushed the
+ruleset, the next change puts all of it back.
+
+Never touched: other tables, and a table of our name that does not carry our marker.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import HostFailure
+from .ruleset import MARKER, REASONS, RULESET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+log = logging.getLogger(__name__)
+
+#: libnftables-json(5): the value of "nftables".
+Commands = list[dict[str, Any]]
+
+_BRIDGE = ("bridge", "sessionvirt")
+_INET = ("inet", "sessionvirt")
+_BRIDGE_SETS = (
+    "macs",
+    "addresses4",
+    "addresses6",
+    "targets",
+    "unbound",
+    "owners",
+    "peers",
+    *(f"dropped_{reason}" for reason in REASONS),
+)
+_INET_SETS = ("networks4", "gateways4", "gateways6")
+
+
+class TablesState(enum.StrEnum):
+    """What is there under our name."""
+
+    ABSENT = enum.auto()
+    PRESENT = enum.auto()
+    FOREIGN = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class TapRules:
+    """What the frames of one TAP may carry.
+
+    :param unbound: on a LAN bridge no address was given, so none is enforced; MAC, ARP's sender
+        hardware address and rogue servers are.
+    """
+
+    ifindex: int
+    uid: int
+    mac: str
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
+    unbound: bool
+
+    def elements(self) -> list[tuple[str, object]]:
+        """Set or map, and element, of ``table bridge``."""
+        index = self.ifindex
+        addresses6 = [*self.ipv6, str(link_local(self.mac))]
+        return [
+            ("macs", {"concat": [index, self.mac]}),
+            *(("addresses4", {"concat": [index, address]}) for address in self.ipv4),
+            *(("addresses6", {"concat": [index, address]}) for address in addresses6),
+            *(
+                ("targets", {"concat": [index, hex(int(ipaddress.IPv6Address(address)))]})
+                for address in addresses6
+            ),
+            *([("unbound", index)] if self.unbound else []),
+            ("owners", [index, self.uid]),
+            ("peers", {"concat": [index, self.uid]}),
+            *((f"dropped_{reason}", index) for reason in REASONS),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRules:
+    """One managed network: its gateway's addresses, with prefix length."""
+
+    ipv4: str
+    ipv6: str
+
+    def elements(self) -> list[tuple[str, object]]:
+        """Set and element of ``table inet``."""
+        interface = ipaddress.IPv4Interface(self.ipv4)
+        prefix = {
+            "prefix": {
+                "addr": str(interface.network.network_address),
+                "len": interface.network.prefixlen,
+            }
+        }
+        gateway6 = [("gateways6", self.ipv6.partition("/")[0])] if self.ipv6 else []
+        return [("networks4", prefix), ("gateways4", str(interface.ip)), *gateway6]
+
+
+def link_local(mac: str) -> ipaddress.IPv6Address:
+    """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    interface_id = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + interface_id)
+
+
+class Firewall:
+    """The libnftables context of the worker thread, and what the tables should hold."""
+
+    def __init__(self) -> None:
+        self._context: Any = None
+        self._taps: dict[int, TapRules] = {}
+        self._networks: set[NetworkRules] = set()
+        self._uplinks: frozenset[int] = frozenset()
+
+    @property
+    def _nft(self) -> Any:
+        if self._context is None:
+            import nftables  # late: questions need no libnftables
+
+            self._context = nftables.Nftables()
+            self._context.set_json_output(True)
+        return self._context
+
+    def state(self) -> TablesState:
+        """What is there under our name. PRESENT: both tables, with our marker."""
+        found = set()
+        for family, name in (_BRIDGE, _INET):
+            chains = self._list("chains", {"family": family})
+            ours = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
+            tables = {t["table"]["name"] for t in self._list("tables", {"family": family})}
+            if name not in tables:
+                found.add(TablesState.ABSENT)
+            else:
+                found.add(TablesState.PRESENT if MARKER in ours else TablesState.FOREIGN)
+        for state in (TablesState.FOREIGN, TablesState.ABSENT):
+            if state in found:
+                return state
+        return TablesState.PRESENT
+
+    def adopt(self, taps: Iterable[TapRules], networks: Iterable[NetworkRules]) -> None:
+        """Take over what a former broker left: only this is in the tables afterwards."""
+        self._taps = {rules.ifindex: rules for rules in taps}
+        self._networks = set(networks)
+        if self._taps or self._networks:
+            self._rebuild()
+        else:
+            self.remove()
+
+    def add_tap(self, rules: TapRules) -> None:
+        """Permit a TAP what ``rules`` say."""
+        self._taps[rules.ifindex] = rules
+        self._change(_commands("add", _BRIDGE, rules.elements()))
+
+    def remove_tap(self, rules: TapRules) -> None:
+        """Forget a TAP. What :meth:`adopt` did not take over is in no table any more."""
+        if self._taps.pop(rules.ifindex, None) is not None:
+            self._discard(_BRIDGE, rules.elements())
+
+    def add_network(self, rules: NetworkRules) -> None:
+        """Let a network out."""
+        self._networks.add(rules)
+        self._change(_commands("add", _INET, rules.elements()))
+
+    def remove_network(self, rules: NetworkRules) -> None:
+        """Forget a network; absent is in order."""
+        if rules in self._networks:
+            self._networks.discard(rules)
+            self._discard(_INET, rules.elements())
+
+    def set_uplinks(self, uplinks: frozenset[int]) -> None:
+        """The interfaces whose forwarding we turned on: they forward to our networks only."""
+        if uplinks == self._uplinks:
+            return
+        self._uplinks = uplinks
+        flush = {"flush": {"set": _named(_INET, "uplinks")}}
+        self._change([flush, *_commands("add", _INET, [("uplinks", i) for i in sorted(uplinks)])])
+
+    def ensure(self) -> None:
+        """Have the tables there.
+
+        :raise HostFailure: somebody else's table has our name.
+        """
+        if self.state() is not TablesState.PRESENT:
+            self._rebuild()
+
+    def remove(self) -> None:
+        """Delete both tables, if they are ours."""
+        if self.state() is TablesState.PRESENT:
+            tables: Commands = [
+                {"delete": {"table": {"family": f, "name": n}}} for f, n in (_BRIDGE, _INET)
+            ]
+            self._run(tables)
+        self._uplinks = frozenset()
+
+    def drops(self) -> dict[int, dict[str, int]]:
+        """Frames dropped: ifindex to reason to count; reasons of zero are left out."""
+        result: dict[int, dict[str, int]] = {}
+        for reason in REASONS:
+            for item in self._list("set", _named(_BRIDGE, f"dropped_{reason}")):
+                for entry in item.get("set", {}).get("elem", []):
+                    element = entry["elem"]
+                    packets = element["counter"]["packets"]
+                    if packets:
+                        result.setdefault(int(element["val"]), {})[reason] = packets
+        return result
+
+    def foreign_forward_drops(self) -> list[str]:
+        """``family table chain`` of others' forward hooks whose policy is drop."""
+        return [
+            f"{chain['family']} {chain['table']} {chain['name']}"
+            for chain in (item["chain"] for item in self._list("chains", {}) if "chain" in item)
+            if chain.get("hook") == "forward" and chain.get("policy") == "drop"
+        ]
+
+    def _rebuild(self) -> None:
+        state = self.state()
+        if state is TablesState.FOREIGN:
+            raise HostFailure("the host has a foreign nft table named sessionvirt")
+        if state is TablesState.ABSENT:
+            # One of the two may be there: the text makes both or none.
+            for family, name in (_BRIDGE, _INET):
+                self._nft.json_cmd(
+                    {"nftables": [{"delete": {"table": {"family": family, "name": name}}}]}
+                )
+            # PRIVILEGE: CAP_NET_ADMIN; the one text that nft parses, and it is a constant.
+            code, _, message = self._nft.cmd(RULESET)
+            if code:
+                log.error("nft refused the fixed rules: %s", message)
+                raise HostFailure("the host refused the fixed firewall rules")
+        taps = [element for rules in self._taps.values() for element in rules.elements()]
+        networks = [element for rules in self._networks for element in rules.elements()]
+        uplinks = [("uplinks", index) for index in sorted(self._uplinks)]
+        # Maps are flushed by the same name as sets in nft's JSON, but for "owners".
+        flushes: Commands = [
+            {"flush": {"map" if name == "owners" else "set": _named(table, name)}}
+            for table, names in ((_BRIDGE, _BRIDGE_SETS), (_INET, (*_INET_SETS, "uplinks")))
+            for name in names
+        ]
+        commands: Commands = [
+            *flushes,
+            *_commands("add", _BRIDGE, taps),
+            *_commands("add", _INET, networks),
+            *_commands("add", _INET, uplinks),
+        ]
+        if not self._run(commands):
+            raise HostFailure("the host refused the firewall's elements")
+
+    def _change(self, commands: Commands) -> None:
+        if not self._run(commands):
+            # The usual reason: somebody flushed the ruleset. All of it goes back, or it fails.
+            self._rebuild()
+
+    def _discard(self, table: tuple[str, str], elements: Sequence[tuple[str, object]]) -> None:
+        # Deleting what is absent is an error in nft and would fail the transaction, so each is
+        # added first: the pair is "be absent". Counters and all go with the element.
+        commands = [*_commands("add", table, elements), *_commands("delete", table, elements)]
+        if not self._run(commands) and self.state() is TablesState.PRESENT:
+            raise HostFailure("the host refused to remove firewall elements")
+
+    def _run(self, commands: Commands) -> bool:
+        # PRIVILEGE: CAP_NET_ADMIN; JSON made from validated numbers, one transaction.
+        code, _, message = self._nft.json_cmd({"nftables": commands})
+        if code:
+            log.warning("nft: %s", str(message).strip().replace("\n", " ")[:400])
+        return bool(code == 0)
+
+    def _list(self, what: str, which: object) -> list[dict[str, Any]]:
+        code, output, _ = self._nft.json_cmd({"nftables": [{"list": {what: which}}]})
+        if code or not isinstance(output, dict):
+            return []
+        items = output.get("nftables", [])
+        return [item for item in items if isinstance(item, dict) and "metainfo" not in item]
+
+
+def _named(table: tuple[str, str], name: str) -> dict[str, object]:
+    return {"family": table[0], "table": table[1], "name": name}
+
+
+def _commands(
+    verb: str, table: tuple[str, str], elements: Sequence[tuple[str, object]]
+) -> Commands:
+    """One command a set, with all its elements."""
+    grouped: dict[str, list[object]] = {}
+    for name, element in elements:
+        grouped.setdefault(name, []).append(element)
+    return [
+        {verb: {"element": {**_named(table, name), "elem": members}}}
+        for name, members in grouped.items()
+    ]

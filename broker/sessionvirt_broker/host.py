@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The host as the steps see it: its links, its firewall, and the directories of ours.
+
+Everything here belongs to the worker thread. Neither the netlink socket nor the libnftables context
+may be used by two threads, and pyroute2's synchronous IPRoute cannot run inside an asyncio loop.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .dnsmasq import Keeper
+    from .firewall import Firewall
+    from .netlink import Links
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where things are; arguments of the program's entry, so that nothing else knows."""
+
+    runtime: Path
+    config: Path
+    proc_net: Path
+
+    @property
+    def records(self) -> Path:
+        """The journal."""
+        return self.runtime / "records"
+
+    @property
+    def holds(self) -> Path:
+        """The FIFOs."""
+        return self.runtime / "holds"
+
+    @property
+    def networks(self) -> Path:
+        """What dnsmasq reads."""
+        return self.runtime / "networks"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a step may use.
+
+    :param keeper: starts dnsmasq where no systemd does; None with systemd.
+    :param fds: what steps have made for the caller, by name, until it is sent or undone.
+    """
+
+    links: Links
+    firewall: Firewall
+    paths: Paths
+    keeper: Keeper | None
+    fds: dict[str, list[int]] = field(default_factory=dict)
+
+    def close_fds(self, name: str) -> None:
+        """Close what was made under this name and not taken; unknown is in order."""
+        for descriptor in self.fds.pop(name, ()):
+            os.close(descriptor)

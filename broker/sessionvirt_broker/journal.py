@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is held, on disk, so that a crash at any point loses nothing.
+
+::
+
+    /run/sessionvirt-broker/        0711, the broker's
+    ├── lock                        held by the one broker that runs
+    ├── records/                    0700; one file a record, ID.json, written whole (fsync, rename)
+    │   └── quarantine/             what could not be understood, kept for a person
+    ├── holds/                      0700; one FIFO a lease
+    └── networks/                   0755; what dnsmasq, another user, reads
+
+A record is a header and the steps that were begun, in order, by part. It lives under /run and names
+the boot it belongs to: after a reboot nothing in it is true, so it is dropped without touching the
+host.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .errors import HostFailure
+from .steps import Step, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+#: A lease, or something that leases share.
+_ID = re.compile(r"lease-[0-9a-f]{32}|network-svn_[a-z][a-z0-9_]{0,10}|firewall|forwarding")
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Record:
+    """One journal entry.
+
+    :param header: what the owner of the record needs beside the steps; plain JSON.
+    :param parts: the steps begun, in order, by what can be given back on its own.
+    """
+
+    id: str
+    header: dict[str, object] = field(default_factory=dict)
+    parts: dict[str, list[Step]] = field(default_factory=dict)
+
+
+class Journal:
+    """The records of this boot. Used on the worker thread only."""
+
+    def __init__(self, directory: Path, boot_id: str, types: Mapping[str, type[Step]]) -> None:
+        self._directory = directory
+        self._boot_id = boot_id
+        self._types = types
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+    def write(self, record: Record) -> None:
+        """Put the record down whole; the former one stands until then.
+
+        :raise HostFailure: the directory cannot be written; the caller must not go on.
+        """
+        content = json.dumps(
+            {
+                "version": VERSION,
+                "boot_id": self._boot_id,
+                "id": record.id,
+                "header": record.header,
+                "parts": {
+                    name: [step.encode() for step in steps] for name, steps in record.parts.items()
+                },
+            }
+        )
+        path = self._path(record.id)
+        part = path.with_suffix(".part")
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        except OSError as error:
+            raise HostFailure("write the journal below /run") from error
+
+    def remove(self, record_id: str) -> None:
+        """Forget a record whose steps are all undone."""
+        self._path(record_id).unlink(missing_ok=True)
+
+    def load(self) -> Iterator[Record]:
+        """Every record of this boot. Those of another boot are removed, strange ones set aside."""
+        for path in sorted(self._directory.iterdir()):
+            if path.suffix == ".part":
+                path.unlink()
+            elif path.suffix == ".json":
+                try:
+                    record = self._read(path)
+                except (OSError, ValueError, TypeError, RecursionError) as error:
+                    self._set_aside(path, error)
+                    continue
+                if record is None:
+                    path.unlink()
+                else:
+                    yield record
+
+    def _read(self, path: Path) -> Record | None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                raise ValueError("not ours")
+            raw = json.loads(file.read(_MAX_BYTES))
+        if not isinstance(raw, dict) or raw.get("version") != VERSION:
+            raise ValueError("not a record of this version")
+        if raw.get("boot_id") != self._boot_id:
+            return None
+        header, parts = raw.get("header"), raw.get("parts")
+        if raw.get("id") != path.stem or not _ID.fullmatch(path.stem):
+            raise ValueError("id: not the file's name")
+        if not isinstance(header, dict) or not isinstance(parts, dict):
+            raise ValueError("header or parts: missing")
+        return Record(
+            path.stem,
+            header,
+            {name: [decode(step, self._types) for step in steps] for name, steps in parts.items()},
+        )
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        """Out of the way, so that one bad file is not a crash loop; never deleted unread."""
+        log.error("journal record %s cannot be used (%s); set aside", path.name, error)
+        quarantine = self._directory / "quarantine"
+        quarantine.mkdir(mode=0o700, exist_ok=True)
+        path.rename(quarantine / path.name)
+
+    def _path(self, record_id: str) -> Path:
+        if not _ID.fullmatch(record_id):
+            raise ValueError(f"not a record id: {record_id!a}")
+        return self._directory / f"{record_id}.json"

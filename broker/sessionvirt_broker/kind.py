@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a kind of resource is: one module with validate, plan, execute, undo and reconcile.
+
+The dispatcher, the prompt and the leases know kinds by :class:`ResourceKind` only; a new one is a
+module and a line in ``kinds.py``.
+
+::
+
+    parse     Fields -> Request          validate: types and forms; nothing is touched survey
+    Request -> Offer           what would be given, as the host is now; compared again later plan
+    Offer -> Plan              steps, as data; names and addresses are chosen (steps)   execute,
+    undo              steps.py grant     executed steps -> facts    what the caller is told; also
+    after a restart begun, ended   steps                 which names and addresses are taken adopt
+    executed steps             a new broker finds them: take them over again intact    executed
+    steps -> reason   still as given? asked when the kernel reports a change
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .config import Configuration
+    from .firewall import NetworkRules, TapRules
+    from .host import Host
+    from .limits import Share
+    from .steps import Step
+    from .wire import Fields, VmName
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """For whom: the caller's uid and the VM's name."""
+
+    uid: int
+    vm: VmName
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A validated request; each kind has a subclass of its own.
+
+    :param position: its place among those of the VM, from 0; stable from start to start.
+    """
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What would be given. Two offers that are equal were shown as the same thing.
+
+    :param action: the polkit action's last word: ``network-attach``.
+    :param sentence: ``polkit.message``, with ``$(key)`` for keys of ``details``.
+    :param details: what polkit's rules and the sentence may look at; values are clean.
+    :param summary: a noun phrase for a sentence that names several offers.
+    :param facts: what must still be true when the answer comes.
+    """
+
+    action: str
+    sentence: str
+    details: tuple[tuple[str, str], ...]
+    summary: str
+    share: Share
+    facts: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What several leases use together; made for the first, undone after the last."""
+
+    id: str
+    steps: Callable[[], Sequence[Step]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done. ``shared`` in the order in which they need each other."""
+
+    shared: tuple[Shared, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What the firewall must hold, collected from everything that was adopted."""
+
+    taps: list[TapRules]
+    networks: list[NetworkRules]
+
+
+class ResourceKind(Protocol):
+    """See the module's docstring. Everything but ``parse`` runs on the worker thread."""
+
+    @property
+    def name(self) -> str:
+        """The word of the contract."""
+
+    def parse(self, fields: Fields, position: int, configuration: Configuration) -> Request:
+        """:raise InvalidRequest: names the field."""
+
+    def survey(
+        self, request: Request, owner: Owner, configuration: Configuration, host: Host
+    ) -> Offer:
+        """:raise NotFound, DeviceUnsafe, Busy, NotSupported: it cannot be given."""
+
+    def plan(
+        self, request: Request, owner: Owner, configuration: Configuration, host: Host
+    ) -> Plan:
+        """No side effect: what is chosen is taken by :meth:`begun` only."""
+
+    def grant(self, steps: Sequence[Step]) -> dict[str, object]:
+        """Plain facts for the contract's grant; ``fds`` names what :attr:`Host.fds` holds."""
+
+    def share(self, steps: Sequence[Step]) -> Share:
+        """What they count for."""
+
+    def begun(self, steps: Sequence[Step]) -> None:
+        """These are about to be executed, or were by a former broker; shared ones too."""
+
+    def ended(self, steps: Sequence[Step]) -> None:
+        """These are undone."""
+
+    def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
+        """Take executed steps over from a former broker."""
+
+    def intact(self, steps: Sequence[Step], host: Host) -> str:
+        """Why they are no longer as they were given; empty: they are."""

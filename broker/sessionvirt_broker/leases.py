@@ -1,0 +1,604 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who holds what: leases, what they share, and their beginning and end.
+
+Everything here runs on the worker thread, one call after the other, so deciding and taking cannot
+be separated by another call. A lease is a journal record with a part for each grant; what several
+leases need (tables, a network) is a record of its own, made before the first and undone after the
+last.
+
+``complete`` in a record's header says that its maker got to the end. At the start of a broker what
+is not complete is undone: its caller never had an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import hold
+from .errors import BrokerError, HostFailure, InvalidRequest, NotFound, NotSupported, StateChanged
+from .forwarding import Forward
+from .journal import Journal, Record
+from .kind import Adopted, Offer, Owner
+from .limits import Share, check
+from .network import FORWARDING, uplink_steps
+from .steps import carry_out, take_back
+from .wire import Fields, VmName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from .config import Configuration
+    from .host import Host
+    from .kind import Plan, Request, ResourceKind, Shared
+    from .steps import Step
+    from .wire import TypedValue
+
+log = logging.getLogger(__name__)
+
+#: A request as it came: the kind's word and its fields.
+RawRequest = tuple[str, "Mapping[str, TypedValue]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """One grant, on its way to the caller; whoever has it owns ``fds``."""
+
+    facts: Mapping[str, object]
+    fds: tuple[int, ...]
+
+    def close(self) -> None:
+        """Close the fds; they were sent, or could not be."""
+        for descriptor in self.fds:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A new lease. Whoever has it owns ``hold``, ``watch`` and the grants' fds."""
+
+    lease: str
+    hold: int
+    watch: int
+    grants: tuple[Granted, ...]
+
+    def close(self) -> None:
+        """Close what goes to the caller; it was sent, or could not be."""
+        os.close(self.hold)
+        for grant in self.grants:
+            grant.close()
+
+
+@dataclass(slots=True)
+class Lease:
+    """One lease, as the journal has it."""
+
+    id: str
+    owner: Owner
+    record: Record
+
+    @property
+    def grants(self) -> Iterator[tuple[str, list[Step]]]:
+        """Id and steps of each."""
+        return iter(self.record.parts.items())
+
+
+class Leases:
+    """All of them."""
+
+    def __init__(self, host: Host, journal: Journal, kinds: Mapping[str, ResourceKind]) -> None:
+        self._host = host
+        self._journal = journal
+        self._kinds = kinds
+        self._leases: dict[str, Lease] = {}
+        self._shared: dict[str, Record] = {}
+        self._users: Counter[str] = Counter()
+        self._held: dict[int, Share] = {}
+        self._by_ifindex: dict[int, str] = {}
+        #: Per lease and part that was carried out whole: the interface, and what it counts for.
+        self._counted: dict[tuple[str, str], tuple[int, Share]] = {}
+        #: Records with steps that could not be undone; tried again with every release.
+        self._stuck: list[Record] = []
+
+    # Section: questions
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def watched(self) -> frozenset[int]:
+        """The interfaces that were given. May be asked from the loop's thread."""
+        return frozenset(self._by_ifindex)
+
+    def parse(
+        self, raw: Sequence[RawRequest], configuration: Configuration, first: int = 0
+    ) -> list[tuple[ResourceKind, Request]]:
+        """Validate the requests of one call."""
+        if not 1 <= len(raw) <= configuration.limits.requests_per_call:
+            limit = configuration.limits.requests_per_call
+            raise InvalidRequest(f"requests: must be from 1 to {limit}")
+        parsed = []
+        for number, (word, values) in enumerate(raw):
+            kind = self._kinds.get(word)
+            if kind is None:
+                raise NotSupported(f"requests[{number}]: no such kind of request")
+            fields = Fields(f"requests[{number}]", values)
+            parsed.append((kind, kind.parse(fields, first + number, configuration)))
+        return parsed
+
+    def survey(
+        self,
+        raw: Sequence[RawRequest],
+        owner: Owner,
+        configuration: Configuration,
+        lease: str | None = None,
+    ) -> list[Offer]:
+        """What would be given for ``raw``, and whether there is room for it."""
+        offers = [
+            kind.survey(request, owner, configuration, self._host)
+            for kind, request in self._parse_for(raw, owner, configuration, lease)
+        ]
+        wanted = Share(leases=0 if lease else 1)
+        for offer in offers:
+            wanted = wanted.plus(offer.share)
+        held = self._held.get(owner.uid, Share())
+        check(held, wanted, len(self._leases), configuration.limits)
+        return offers
+
+    def outline(
+        self, raw: Sequence[RawRequest], owner: Owner, configuration: Configuration
+    ) -> list[tuple[str, str]]:
+        """Every step in words, with its undo; no side effect."""
+        seen = set(self._shared)
+        lines = []
+        for kind, request in self.parse(raw, configuration):
+            plan = kind.plan(request, owner, configuration, self._host)
+            steps: list[Step] = []
+            for shared in plan.shared:
+                if shared.id not in seen:
+                    seen.add(shared.id)
+                    steps += shared.steps()
+            steps += plan.steps
+            lines += [(step.describe(), step.describe_undo()) for step in steps]
+        return lines
+
+    def owner(self, lease_id: str, uid: int) -> Owner:
+        """The owner of a lease.
+
+        :raise NotFound: no such lease, or another user's: one sentence for both.
+        """
+        return self._own(lease_id, uid).owner
+
+    def listing(self, uid: int | None) -> list[dict[str, object]]:
+        """The leases of a user, or (None) of everybody."""
+        drops = self._host.firewall.drops() if self._leases else {}
+        listed = []
+        for lease in self._leases.values():
+            if uid is not None and lease.owner.uid != uid:
+                continue
+            grants = [self._facts(name, steps) for name, steps in lease.grants]
+            dropped: Counter[str] = Counter()
+            for facts in grants:
+                dropped.update(drops.get(int(str(facts["ifindex"])), {}))
+            listed.append(
+                {
+                    "lease": lease.id,
+                    "vm": lease.owner.vm,
+                    "uid": lease.owner.uid,
+                    "state": "held",
+                    "since": lease.record.header["since"],
+                    "allowed": lease.record.header["allowed"],
+                    "grants": grants,
+                    "drops": dict(dropped),
+                }
+            )
+        return listed
+
+    def network_users(self, uid: int | None) -> Counter[str]:
+        """How many of a user's (None: everybody's) TAPs are on each network or bridge."""
+        found: Counter[str] = Counter()
+        for lease in self._leases.values():
+            if uid is None or lease.owner.uid == uid:
+                for name, steps in lease.grants:
+                    facts = self._facts(name, steps)
+                    found[str(facts.get("network") or facts.get("bridge"))] += 1
+        return found
+
+    # Section: beginning
+
+    def acquire(
+        self,
+        raw: Sequence[RawRequest],
+        owner: Owner,
+        configuration: Configuration,
+        shown: Sequence[Offer],
+        allowed: str,
+    ) -> Acquired:
+        """Make a lease.
+
+        :param shown: what :meth:`survey` said before the user did; it must say the same now.
+        :raise StateChanged: it does not.
+        :raise BrokerError: a step failed, and everything is as it was.
+        """
+        self._still(raw, owner, configuration, shown, None)
+        lease_id = secrets.token_hex(16)
+        header: dict[str, object] = {
+            "uid": owner.uid,
+            "vm": owner.vm,
+            "since": int(time.time()),
+            "allowed": allowed,
+            "shared": {},
+            "next": 0,
+            "complete": False,
+        }
+        lease = Lease(lease_id, owner, Record(f"lease-{lease_id}", header))
+        try:
+            watch, write_end = hold.create(self._host.paths.holds / lease_id)
+        except OSError as error:
+            raise HostFailure("the host refused to make a FIFO below /run") from error
+        try:
+            grants = self._grow(lease, raw, configuration)
+        except BaseException:
+            os.close(watch)
+            os.close(write_end)
+            self._forget(lease)
+            raise
+        self._leases[lease_id] = lease
+        self._count(owner.uid, Share(leases=1), +1)
+        return Acquired(lease_id, write_end, watch, grants)
+
+    def add(
+        self,
+        lease_id: str,
+        uid: int,
+        raw: Sequence[RawRequest],
+        configuration: Configuration,
+        shown: Sequence[Offer],
+    ) -> tuple[Granted, ...]:
+        """More for a lease; on failure it is as it was."""
+        lease = self._own(lease_id, uid)
+        self._still(raw, lease.owner, configuration, shown, lease_id)
+        return self._grow(lease, raw, configuration)
+
+    def _still(
+        self,
+        raw: Sequence[RawRequest],
+        owner: Owner,
+        configuration: Configuration,
+        shown: Sequence[Offer],
+        lease: str | None,
+    ) -> None:
+        if self.survey(raw, owner, configuration, lease) != list(shown):
+            raise StateChanged("the host changed since it was asked about; ask again")
+
+    def _parse_for(
+        self,
+        raw: Sequence[RawRequest],
+        owner: Owner,
+        configuration: Configuration,
+        lease: str | None,
+    ) -> list[tuple[ResourceKind, Request]]:
+        first = 0
+        if lease is not None:
+            first = int(str(self._own(lease, owner.uid).record.header["next"]))
+        return self.parse(raw, configuration, first)
+
+    def _grow(
+        self, lease: Lease, raw: Sequence[RawRequest], configuration: Configuration
+    ) -> tuple[Granted, ...]:
+        """Carry out all requests, or none; ``lease`` is journalled as it grows."""
+        first = int(str(lease.record.header["next"]))
+        new: list[str] = []
+        try:
+            for kind, request in self.parse(raw, configuration, first):
+                name = f"{kind.name}{request.position}"
+                plan = kind.plan(request, lease.owner, configuration, self._host)
+                new.append(name)
+                self._carry_out(lease, name, kind, plan)
+            lease.record.header["next"] = first + len(new)
+            lease.record.header["complete"] = True
+            self._journal.write(lease.record)
+        except BaseException:
+            for name in reversed(new):
+                self._take_part(lease, name)
+            with contextlib.suppress(HostFailure):
+                self._journal.write(lease.record)
+            self._collect()
+            raise
+        return tuple(self._granted(lease, name) for name in new)
+
+    def _carry_out(self, lease: Lease, name: str, kind: ResourceKind, plan: Plan) -> None:
+        uses: list[str] = _shared_by_part(lease).setdefault(name, [])
+        for shared in plan.shared:
+            self._ensure(shared)
+            uses.append(shared.id)
+            self._users[shared.id] += 1
+        done = lease.record.parts.setdefault(name, [])
+        kind.begun(plan.steps)
+        try:
+            carry_out(plan.steps, done, self._host, lambda: self._journal.write(lease.record))
+        except BaseException:
+            kind.ended(plan.steps)
+            raise
+        self._count_part(lease, name)
+
+    def _ensure(self, shared: Shared) -> None:
+        if shared.id in self._shared:
+            return
+        record = Record(shared.id, {"complete": False}, {"": []})
+        steps = shared.steps()
+        for kind in self._kinds.values():
+            kind.begun(steps)
+        try:
+            carry_out(steps, record.parts[""], self._host, lambda: self._journal.write(record))
+            record.header["complete"] = True
+            self._journal.write(record)
+        except BaseException:
+            for kind in self._kinds.values():
+                kind.ended(steps)
+            if record.parts[""]:
+                self._stuck.append(record)
+            else:
+                self._journal.remove(record.id)
+            raise
+        self._shared[shared.id] = record
+        if shared.id == FORWARDING:
+            self._restrict_uplinks()
+
+    # Section: end
+
+    def release(self, lease_id: str, uid: int | None = None) -> Owner | None:
+        """Give everything of a lease back.
+
+        :param uid: whose it must be; None: the broker itself knows that it has ended.
+        :return: whose it was; None (only where ``uid`` is None): it had ended already.
+        """
+        if uid is not None:
+            self._own(lease_id, uid)
+        lease = self._leases.pop(lease_id, None)
+        if lease is None:
+            return None
+        self._count(lease.owner.uid, Share(leases=1), -1)
+        self._forget(lease)
+        return lease.owner
+
+    def drop(self, lease_id: str, uid: int, names: Sequence[str]) -> Owner:
+        """Give some grants back."""
+        lease = self._own(lease_id, uid)
+        for name in names:
+            if name not in lease.record.parts:
+                raise NotFound("grants: the lease has no such grant")
+        for name in dict.fromkeys(names):
+            self._take_part(lease, name)
+        self._journal.write(lease.record)
+        self._collect()
+        return lease.owner
+
+    def _forget(self, lease: Lease) -> None:
+        """Undo every part and what nobody needs then; the record stays while anything is stuck."""
+        for name in reversed(list(lease.record.parts)):
+            self._take_part(lease, name)
+        (self._host.paths.holds / lease.id).unlink(missing_ok=True)
+        if lease.record.parts:
+            self._stuck.append(lease.record)
+            with contextlib.suppress(HostFailure):
+                self._journal.write(lease.record)
+        else:
+            self._journal.remove(lease.record.id)
+        self._retry_stuck()
+        self._collect()
+
+    def _take_part(self, lease: Lease, name: str) -> None:
+        """Undo one part, whole or half-made; what is stuck stays in the record."""
+        self._users.subtract(_shared_by_part(lease).pop(name, ()))
+        steps = lease.record.parts.get(name)
+        if steps is None:
+            return
+        former = list(steps)
+        stuck = take_back(steps, self._host)
+        counted = self._counted.pop((lease.id, name), None)
+        if counted is not None:
+            self._by_ifindex.pop(counted[0], None)
+            self._count(lease.owner.uid, counted[1], -1)
+            self._kind_of(name).ended(former)
+        if stuck:
+            lease.record.parts[name] = stuck
+        else:
+            del lease.record.parts[name]
+
+    def _retry_stuck(self) -> None:
+        for record in list(self._stuck):
+            for name in reversed(list(record.parts)):
+                stuck = take_back(record.parts[name], self._host)
+                if stuck:
+                    record.parts[name] = stuck
+                else:
+                    del record.parts[name]
+            if not record.parts:
+                self._stuck.remove(record)
+                self._journal.remove(record.id)
+
+    def _collect(self) -> None:
+        """Undo what no lease shares any more, last made first."""
+        for shared_id in reversed(list(self._shared)):
+            if self._users[shared_id] <= 0:
+                record = self._shared.pop(shared_id)
+                former = list(record.parts[""])
+                record.parts[""] = take_back(record.parts[""], self._host)
+                for kind in self._kinds.values():
+                    kind.ended(former)
+                if record.parts[""]:
+                    self._stuck.append(record)
+                else:
+                    self._journal.remove(shared_id)
+
+    # Section: what the kernel reports
+
+    def changed(self, ifindexes: Sequence[int]) -> list[tuple[str, str]]:
+        """Leases with a TAP among ``ifindexes`` that is no longer as it was given, and why."""
+        ended = {}
+        for lease_id in {self._by_ifindex[i] for i in ifindexes if i in self._by_ifindex}:
+            for name, steps in self._leases[lease_id].grants if lease_id in self._leases else ():
+                reason = self._kind_of(name).intact(steps, self._host)
+                if reason:
+                    ended[lease_id] = reason
+        return list(ended.items())
+
+    def refresh_uplinks(self) -> None:
+        """The default route or global forwarding changed: follow."""
+        record = self._shared.get(FORWARDING)
+        if record is None:
+            return
+        have = {s.ifindex: s for s in record.parts[""] if isinstance(s, Forward)}
+        want = {step.ifindex: step for step in uplink_steps(self._host)}
+        for ifindex in have.keys() - want.keys():
+            record.parts[""].remove(have[ifindex])
+            take_back([have[ifindex]], self._host)
+        for ifindex in want.keys() - have.keys():
+            fresh: list[Step] = []
+            carry_out([want[ifindex]], fresh, self._host, lambda: None)
+            record.parts[""] += fresh
+        self._journal.write(record)
+        self._restrict_uplinks()
+
+    def _restrict_uplinks(self) -> None:
+        steps = self._shared[FORWARDING].parts[""]
+        turned_on = {s.ifindex for s in steps if isinstance(s, Forward) and not s.former}
+        self._host.firewall.set_uplinks(frozenset(turned_on))
+
+    # Section: a new broker
+
+    def reconcile(self) -> list[tuple[str, int]]:
+        """Take over what a former broker left, and undo what has ended since.
+
+        :return: lease and read end of each FIFO that is held; the caller owns the fds.
+        """
+        alive: list[tuple[Lease, int]] = []
+        dead: list[Lease] = []
+        # What leases share comes first: a lease is judged by it.
+        records = sorted(self._journal.load(), key=lambda record: record.id.startswith("lease-"))
+        for record in records:
+            if not record.id.startswith("lease-"):
+                self._shared[record.id] = record
+                continue
+            lease = _lease(record)
+            usable = _complete(record) and self._is_sound(lease)
+            watch = hold.reopen(self._host.paths.holds / lease.id) if usable else None
+            if watch is None:
+                dead.append(lease)
+            else:
+                alive.append((lease, watch))
+        self._adopt([lease for lease, _ in alive])
+        for lease in dead:
+            # Not begun here, so there is nothing to count off.
+            for name in reversed(list(lease.record.parts)):
+                lease.record.parts[name] = take_back(lease.record.parts[name], self._host)
+                if not lease.record.parts[name]:
+                    del lease.record.parts[name]
+            if lease.record.parts:
+                self._stuck.append(lease.record)
+            else:
+                self._journal.remove(lease.record.id)
+        held = {lease.id for lease, _ in alive}
+        for path in self._host.paths.holds.iterdir():
+            if path.name not in held:
+                path.unlink()
+        self._collect()
+        for record in self._shared.values():
+            for step in record.parts[""]:
+                _resume(step, self._host)
+        if FORWARDING in self._shared:
+            self.refresh_uplinks()
+        return [(lease.id, watch) for lease, watch in alive]
+
+    def _adopt(self, alive: Sequence[Lease]) -> None:
+        adopted = Adopted(taps=[], networks=[])
+        for record in self._shared.values():
+            if _complete(record):
+                for kind in self._kinds.values():
+                    kind.adopt(record.parts[""], adopted)
+        for lease in alive:
+            self._leases[lease.id] = lease
+            self._count(lease.owner.uid, Share(leases=1), +1)
+            for name, steps in lease.grants:
+                self._users.update(_shared_by_part(lease).get(name, ()))
+                self._kind_of(name).adopt(steps, adopted)
+                self._count_part(lease, name)
+        self._host.firewall.adopt(adopted.taps, adopted.networks)
+
+    # Section: small things
+
+    def _own(self, lease_id: str, uid: int) -> Lease:
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.owner.uid != uid:
+            raise NotFound("there is no such lease")
+        return lease
+
+    def _kind_of(self, name: str) -> ResourceKind:
+        return self._kinds[name.rstrip("0123456789")]
+
+    def _facts(self, name: str, steps: Sequence[Step]) -> dict[str, object]:
+        return {"id": name, **self._kind_of(name).grant(steps)}
+
+    def _granted(self, lease: Lease, name: str) -> Granted:
+        facts = self._facts(name, lease.record.parts[name])
+        return Granted(facts, tuple(self._host.fds.pop(str(facts["ifname"]), ())))
+
+    def _count_part(self, lease: Lease, name: str) -> None:
+        kind, steps = self._kind_of(name), lease.record.parts[name]
+        ifindex, share = int(str(kind.grant(steps)["ifindex"])), kind.share(steps)
+        self._counted[lease.id, name] = (ifindex, share)
+        self._by_ifindex[ifindex] = lease.id
+        self._count(lease.owner.uid, share, +1)
+
+    def _is_sound(self, lease: Lease) -> bool:
+        """Whether a record that was read back can be used as a lease, and not only undone."""
+        header = lease.record.header
+        try:
+            sound = all(isinstance(header[key], str) for key in ("vm", "allowed"))
+            sound = sound and all(type(header[key]) is int for key in ("uid", "since", "next"))
+            for name, steps in lease.grants:
+                self._kind_of(name).grant(steps)
+                uses = _shared_by_part(lease)[name]
+                sound = sound and all(shared in self._shared for shared in uses)
+        except (KeyError, StopIteration, TypeError):
+            return False
+        return sound
+
+    def _count(self, uid: int, share: Share, sign: int) -> None:
+        scaled = Share(sign * share.leases, sign * share.taps, sign * share.queues)
+        held = self._held.get(uid, Share()).plus(scaled)
+        if held == Share():
+            self._held.pop(uid, None)
+        else:
+            self._held[uid] = held
+
+
+def _complete(record: Record) -> bool:
+    return record.header.get("complete") is True
+
+
+def _lease(record: Record) -> Lease:
+    """A lease from its record; :meth:`Leases._is_sound` says whether it is more than steps."""
+    uid = record.header.get("uid")
+    owner = Owner(uid if type(uid) is int else -1, VmName(str(record.header.get("vm"))))
+    return Lease(record.id.removeprefix("lease-"), owner, record)
+
+
+def _shared_by_part(lease: Lease) -> dict[str, list[str]]:
+    shared = lease.record.header.get("shared")
+    if not isinstance(shared, dict):
+        raise TypeError("shared: not an object")
+    return shared
+
+
+def _resume(step: Step, host: Host) -> None:
+    try:
+        step.resume(host)
+    except BrokerError:
+        log.exception("cannot resume: %s", step.describe())

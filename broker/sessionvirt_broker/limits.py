@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How much one user, one connection and everybody together may have of everything.
+
+All numbers stand in :class:`Limits`; broker.toml's ``[limits]`` changes each under the same name.
+:class:`Usage` counts calls and prompts. Leases count themselves (``leases.py``), on the worker
+thread where they are made, so that two calls at once cannot both fit; :func:`check` compares.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import LimitsExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The ceilings. Units are in the names; the rest are counts."""
+
+    requests_per_call: int = 16
+    leases_per_user: int = 32
+    leases_total: int = 1024
+    taps_per_user: int = 64
+    queues_per_tap: int = 8
+    queues_per_user: int = 128
+    prompts_per_user: int = 4
+    prompts_per_sender: int = 1
+    calls_pending_per_user: int = 32
+    calls_pending_per_sender: int = 8
+    calls_per_second: int = 100
+    prompt_seconds: int = 300
+
+    #: No configuration may exceed these: what the process and its unit can bear.
+    CEILING = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a user has, or is about to get."""
+
+    leases: int = 0
+    taps: int = 0
+    queues: int = 0
+
+    def plus(self, other: Share) -> Share:
+        """Both together."""
+        return Share(self.leases + other.leases, self.taps + other.taps, self.queues + other.queues)
+
+
+class Usage:
+    """Counts per uid and per sender. Lives on the loop's thread.
+
+    :param clock: seconds, monotonic and running during suspend (CLOCK_BOOTTIME).
+    """
+
+    #: Users whose rate is remembered; the fullest bucket is forgotten first and harms nobody.
+    REMEMBERED = 1024
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._calls: Counter[int | str] = Counter()
+        self._prompts: Counter[int | str] = Counter()
+        self._buckets: dict[int, tuple[float, float]] = {}
+
+    @contextmanager
+    def call(self, uid: int, sender: str, limits: Limits) -> Iterator[None]:
+        """One call under way; also takes one token of the user's rate (a burst is one second's)."""
+        now = self._clock()
+        tokens, then = self._buckets.pop(uid, (float(limits.calls_per_second), now))
+        rate = limits.calls_per_second
+        tokens = min(float(rate), tokens + (now - then) * rate)
+        if len(self._buckets) >= self.REMEMBERED:
+            self._buckets.pop(max(self._buckets, key=lambda user: self._buckets[user][0]))
+        self._buckets[uid] = (max(tokens - 1, 0.0), now)
+        if tokens < 1:
+            raise LimitsExceeded(f"calls_per_second: {rate} for one user")
+        with (
+            _one_more(self._calls, uid, limits.calls_pending_per_user, "calls_pending_per_user"),
+            _one_more(
+                self._calls, sender, limits.calls_pending_per_sender, "calls_pending_per_sender"
+            ),
+        ):
+            yield
+
+    @contextmanager
+    def prompt(self, uid: int, sender: str, limits: Limits) -> Iterator[None]:
+        """One prompt open or waiting for its turn."""
+        with (
+            _one_more(self._prompts, sender, limits.prompts_per_sender, "prompts_per_sender"),
+            _one_more(self._prompts, uid, limits.prompts_per_user, "prompts_per_user"),
+        ):
+            yield
+
+
+def check(held: Share, wanted: Share, total: int, limits: Limits) -> None:
+    """Whether ``wanted`` may come on top of what a user holds.
+
+    :param total: leases of everybody.
+    :raise LimitsExceeded: names the limit.
+    """
+    both = held.plus(wanted)
+    for name, value, limit in (
+        ("leases_per_user", both.leases, limits.leases_per_user),
+        ("taps_per_user", both.taps, limits.taps_per_user),
+        ("queues_per_user", both.queues, limits.queues_per_user),
+        ("leases_total", total + wanted.leases, limits.leases_total),
+    ):
+        if value > limit:
+            raise LimitsExceeded(f"{name}: {limit}")
+
+
+@contextmanager
+def _one_more(counter: Counter[int | str], key: int | str, limit: int, name: str) -> Iterator[None]:
+    if counter[key] >= limit:
+        raise LimitsExceeded(f"{name}: {limit}")
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]

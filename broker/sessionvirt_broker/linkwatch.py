@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Hears from the kernel that an interface, a default route or forwarding changed.
+
+Only the fixed header of each message is read here, on the loop; what has become of an interface is
+then asked for by index, on the worker. A queue that overflowed (ENOBUFS) means: look at everything.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+# linux/rtnetlink.h
+_RTMGRP_LINK = 0x1
+_RTMGRP_IPV4_ROUTE = 0x40
+_RTNLGRP_IPV4_NETCONF = 24
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
+_RTM_NEWLINK, _RTM_DELLINK = 16, 17
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_RTM_NEWNETCONF = 80
+#: struct nlmsghdr: length, type, flags, sequence, port.
+_HEADER = struct.Struct("=IHHII")
+#: struct ifinfomsg: family, pad, type, index, flags, change.
+_IFINFO = struct.Struct("=BxHiII")
+_DST_LEN = 1  # offset of rtm_dst_len in struct rtmsg
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What was heard.
+
+    :param everything: messages were lost.
+    """
+
+    ifindexes: frozenset[int]
+    routes: bool
+    everything: bool
+
+
+class LinkWatch:
+    """The socket. Give :meth:`fileno` to the loop."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            socket.NETLINK_ROUTE,
+        )
+        self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_ROUTE))
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_IPV4_NETCONF)
+
+    def fileno(self) -> int:
+        """What the loop watches for reading."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+    def changes(self) -> Changes:
+        """Everything heard since the last call."""
+        ifindexes: set[int] = set()
+        routes = everything = False
+        while True:
+            try:
+                data, sender = self._socket.recvfrom(1 << 16)
+            except BlockingIOError:
+                return Changes(frozenset(ifindexes), routes, everything)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                everything = routes = True
+                continue
+            if sender[0] != 0:  # only the kernel has port 0
+                continue
+            for kind, body in _messages(data):
+                if kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _IFINFO.size:
+                    ifindexes.add(_IFINFO.unpack_from(body)[2])
+                elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
+                    routes = routes or (len(body) > _DST_LEN and body[_DST_LEN] == 0)
+                elif kind == _RTM_NEWNETCONF:
+                    routes = True
+
+
+def _messages(data: bytes) -> list[tuple[int, bytes]]:
+    found, offset = [], 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            break
+        found.append((kind, data[offset + _HEADER.size : offset + length]))
+        offset += (length + 3) & ~3
+    return found

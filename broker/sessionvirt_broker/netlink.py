@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Links of the host by rtnetlink: look up, make, attach, delete. Works by ifindex.
+
+pyroute2's synchronous IPRoute, on the worker thread only. It is imported with the first use: the
+import costs more time and memory than all the rest of the broker together, and questions need none
+of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ipaddress
+
+_ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.EINVAL})
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One interface, as the kernel told it a moment ago.
+
+    :param kind: the driver's word: ``bridge``, ``tun``, ``veth``; empty for hardware.
+    :param master: ifindex of the bridge or bond that it is a port of; 0: none.
+    """
+
+    ifindex: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    master: int
+
+
+class Links:
+    """The netlink socket of the worker thread."""
+
+    def __init__(self) -> None:
+        self._open: Any = None
+
+    @property
+    def _ip(self) -> Any:
+        if self._open is None:
+            from pyroute2 import IPRoute  # late: see the module's docstring
+
+            self._open = IPRoute()
+        return self._open
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def by_name(self, name: str) -> Link | None:
+        """The interface of this name, or None."""
+        return self._get(ifname=name)
+
+    def by_index(self, ifindex: int) -> Link | None:
+        """The interface of this index, or None."""
+        return self._get(index=ifindex)
+
+    def _get(self, **which: int | str) -> Link | None:
+        try:
+            messages = tuple(self._ip.link("get", **which))
+        except Exception as error:
+            if getattr(error, "code", None) in _ABSENT:
+                return None
+            raise
+        return _link(messages[0]) if messages else None
+
+    def create_bridge(self, name: str, *, mac: str, mtu: int) -> int:
+        """Make a bridge with an address of its own that no port's can replace.
+
+        :return: its ifindex.
+        :raise FileExistsError: somebody has that name already.
+        """
+        # PRIVILEGE: CAP_NET_ADMIN; a new interface in the host's network namespace.
+        try:
+            self._ip.link(
+                "add", ifname=name, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0
+            )
+        except Exception as error:
+            if getattr(error, "code", None) == errno.EEXIST:
+                raise FileExistsError(name) from error
+            raise
+        link = self.by_name(name)
+        if link is None:
+            raise OSError(errno.ENODEV, "the bridge vanished", name)
+        self._ip.link("set", index=link.ifindex, mtu=mtu)
+        return link.ifindex
+
+    def add_address(self, ifindex: int, interface: ipaddress.IPv4Interface) -> None:
+        """Give the interface an IPv4 address."""
+        # PRIVILEGE: CAP_NET_ADMIN; a route of the host to the network appears with it.
+        self._ip.addr(
+            "add",
+            index=ifindex,
+            address=str(interface.ip),
+            prefixlen=interface.network.prefixlen,
+            broadcast=str(interface.network.broadcast_address),
+        )
+
+    def add_address6(self, ifindex: int, interface: ipaddress.IPv6Interface) -> None:
+        """Give the interface an IPv6 address, usable at once (no duplicate can be there yet)."""
+        # PRIVILEGE: CAP_NET_ADMIN. 0x02: IFA_F_NODAD.
+        self._ip.addr(
+            "add",
+            family=socket.AF_INET6,
+            index=ifindex,
+            address=str(interface.ip),
+            prefixlen=interface.network.prefixlen,
+            flags=0x02,
+        )
+
+    def up(self, ifindex: int) -> None:
+        """Set it up."""
+        self._ip.link("set", index=ifindex, state="up")
+
+    def attach(self, ifindex: int, *, bridge: int, mac: str, mtu: int) -> None:
+        """Make it a port of the bridge and up, in one message: the kernel takes address and MTU
+        first, the master next, the flags last (do_setlink() in net/core/rtnetlink.c).
+        """
+        # PRIVILEGE: CAP_NET_ADMIN; frames flow from here on.
+        self._ip.link("set", index=ifindex, address=mac, mtu=mtu, master=bridge, state="up")
+
+    def add_altname(self, ifindex: int, altname: str) -> None:
+        """A second, readable name. One that is taken is no reason to fail."""
+        try:
+            self._ip.link("property_add", index=ifindex, altname=altname)
+        except Exception as error:
+            if getattr(error, "code", None) not in (errno.EEXIST, errno.EOPNOTSUPP):
+                raise
+
+    def delete(self, ifindex: int) -> None:
+        """Delete it; absent is in order."""
+        # PRIVILEGE: CAP_NET_ADMIN; the caller has checked that the index is still ours.
+        try:
+            self._ip.link("del", index=ifindex)
+        except Exception as error:
+            if getattr(error, "code", None) not in _ABSENT:
+                raise
+
+    def route_interfaces(self, prefix: ipaddress.IPv4Network) -> frozenset[int]:
+        """The interfaces with an IPv4 route that overlaps ``prefix``, default routes left out."""
+        import ipaddress
+
+        found = set()
+        for message in self._ip.get_routes(family=socket.AF_INET):
+            target, interface = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+            if target is None or interface is None:
+                continue
+            if prefix.overlaps(ipaddress.IPv4Network(f"{target}/{message['dst_len']}")):
+                found.add(int(interface))
+        return frozenset(found)
+
+    def uplinks(self) -> dict[int, str]:
+        """The interfaces with an IPv4 default route: ifindex to name."""
+        found: dict[int, str] = {}
+        for message in self._ip.get_routes(family=socket.AF_INET):
+            interface = message.get_attr("RTA_OIF")
+            if message["dst_len"] == 0 and message.get_attr("RTA_DST") is None and interface:
+                link = self.by_index(int(interface))
+                if link is not None:
+                    found[link.ifindex] = link.name
+        return found
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    return Link(
+        ifindex=int(message["index"]),
+        name=str(message.get_attr("IFLA_IFNAME")),
+        kind=str(kind or ""),
+        mac=str(message.get_attr("IFLA_ADDRESS") or ""),
+        mtu=int(message.get_attr("IFLA_MTU") or 0),
+        master=int(message.get_attr("IFLA_MASTER") or 0),
+    )

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The fixed part of the firewall: one constant text, no variable in it.
+
+A VM is elements of these sets and maps (``firewall.py``), so the thousandth costs what the first
+did.
+
+Two prefixes of names carry the default, which is *no*: ``svt*`` is a TAP of ours, ``svn_*`` the
+bridge of a managed network. A TAP that is in no set (its elements were flushed, its record lost)
+matches no permission and is cut off, never let through unfiltered.
+
+``table bridge`` judges frames that come *from* a guest, before the bridge learns their address
+(prerouting is before br_fdb_update()), and frames from guest to guest. ``table inet`` keeps guests
+off the host and each other at layer 3 and lets them out by NAT. An accept here ends this table
+only; another's drop stays a drop, and ``sessionvirt doctor`` names it.
+
+Each reason for a drop is a chain that ends in a set with one counting element a TAP: counters by VM
+and reason, at a hash look-up's price, and dropped all the same where the element is missing.
+
+With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
+which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
+from guest to guest carries a mark from there to the other table; a packet that was routed does not.
+
+``targets`` holds IPv6 addresses as 128-bit numbers: nft 1.0.6 cannot spell ``icmpv6 taddr``, and
+the same field as raw payload has the type "integer".
+"""
+
+from __future__ import annotations
+
+#: The reasons, in the order in which a frame meets them; ListLeases reports by these words.
+REASONS = (
+    "mac",
+    "vlan",
+    "bpdu",
+    "type",
+    "arp",
+    "ipv4",
+    "ipv6",
+    "neighbour",
+    "router",
+    "dhcp",
+    "peer",
+)
+
+#: A chain of this name in both tables says that they are ours, and which edition.
+MARKER = "sessionvirt_1"
+
+
+def _reason(name: str) -> str:
+    return f"""
+  set dropped_{name} {{
+    type iface_index
+    counter
+  }}
+  chain drop_{name} {{
+    iif @dropped_{name} drop
+    drop
+  }}"""
+
+
+RULESET = (
+    f"""
+table bridge sessionvirt {{
+  chain {MARKER} {{
+  }}
+  set macs {{
+    type iface_index . ether_addr
+  }}
+  set addresses4 {{
+    type iface_index . ipv4_addr
+  }}
+  set addresses6 {{
+    type iface_index . ipv6_addr
+  }}
+  set targets {{
+    typeof iif . @th,64,128
+  }}
+  set unbound {{
+    type iface_index
+  }}
+  map owners {{
+    type iface_index : mark
+  }}
+  set peers {{
+    type iface_index . mark
+  }}
+"""
+    + "".join(map(_reason, REASONS))
+    + """
+  chain check_arp {
+    arp htype != 1 goto drop_arp
+    arp ptype != ip goto drop_arp
+    arp hlen != 6 goto drop_arp
+    arp plen != 4 goto drop_arp
+    meta iif . arp saddr ether != @macs goto drop_arp
+    iif @unbound accept
+    arp operation request arp saddr ip 0.0.0.0 accept
+    meta iif . arp saddr ip != @addresses4 goto drop_arp
+    accept
+  }
+  chain check_ipv4 {
+    udp sport 67 goto drop_dhcp
+    iif @unbound accept
+    ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
+    meta iif . ip saddr != @addresses4 goto drop_ipv4
+    accept
+  }
+  chain check_ipv6 {
+    icmpv6 type { nd-router-advert, nd-redirect } goto drop_router
+    udp sport 547 goto drop_dhcp
+    iif @unbound accept
+    ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
+    meta iif . ip6 saddr != @addresses6 goto drop_ipv6
+    icmpv6 type nd-neighbor-advert meta iif . @th,64,128 != @targets goto drop_neighbour
+    accept
+  }
+  chain from_guest {
+    meta iif . ether saddr != @macs goto drop_mac
+    ether type { 8021q, 0x88a8, 0x9100 } goto drop_vlan
+    ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto drop_bpdu
+    ether type arp goto check_arp
+    ether type ip goto check_ipv4
+    ether type ip6 goto check_ipv6
+    goto drop_type
+  }
+  chain between_guests {
+    meta mark set meta iif map @owners meta oif . meta mark @peers meta mark set 0x73760001 accept
+    goto drop_peer
+  }
+  chain prerouting {
+    type filter hook prerouting priority -300; policy accept;
+    iifname "svt*" goto from_guest
+  }
+  chain forward {
+    type filter hook forward priority -200; policy accept;
+    iifname "svt*" oifname "svt*" goto between_guests
+  }
+}
+table inet sessionvirt {
+"""
+    + f"""
+  chain {MARKER} {{
+  }}
+"""
+    + """
+  set networks4 {
+    type ipv4_addr
+    flags interval
+  }
+  set gateways4 {
+    type ipv4_addr
+  }
+  set gateways6 {
+    type ipv6_addr
+  }
+  set uplinks {
+    type iface_index
+  }
+  counter to_host {
+  }
+  counter apart {
+  }
+  counter stray {
+  }
+  chain to_host {
+    ct state established,related accept
+    udp sport 68 udp dport 67 accept
+    ip daddr @gateways4 meta l4proto { tcp, udp } th dport 53 accept
+    ip daddr @gateways4 icmp type echo-request accept
+    ip6 daddr @gateways6 meta l4proto { tcp, udp } th dport 53 accept
+    ip6 daddr @gateways6 icmpv6 type echo-request accept
+    udp sport 546 udp dport 547 accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
+    icmpv6 type { mld-listener-report, mld2-listener-report, mld-listener-done } accept
+    counter name to_host drop
+  }
+  chain input {
+    type filter hook input priority -10; policy accept;
+    iifname "svn_*" goto to_host
+  }
+  chain forward {
+    type filter hook forward priority -10; policy accept;
+    iifname "svn_*" oifname "svn_*" meta mark 0x73760001 accept
+    iifname "svn_*" oifname "svn_*" counter name apart drop
+    iifname "svn_*" ip saddr @networks4 accept
+    iifname "svn_*" counter name stray drop
+    oifname "svn_*" ct state established,related accept
+    oifname "svn_*" counter name stray drop
+    iif @uplinks counter name stray drop
+  }
+  chain postrouting {
+    type nat hook postrouting priority 100; policy accept;
+    ip saddr @networks4 oifname != "svn_*" masquerade
+  }
+}
+"""
+)

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The edge: one handler for every message, one table for every member.
+
+fds are taken out of a message and closed before anything else is looked at, in calls, answers and
+signals alike. A member that is not in the table, another signature, a call nobody could receive the
+answer of: refused. Nothing of an exception leaves the process but the sentence of a
+:class:`BrokerError`; what is unexpected is a number to look up in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NewType
+
+from dbus_fast import Message, MessageType, Variant
+
+from .audit import audit
+from .broker import Call
+from .bus import CallerVanished, close_fds, may_interact, wants_reply
+from .errors import BrokerError, InvalidRequest, NotFound, UnknownMethod
+from .wire import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from .broker import Broker
+    from .bus import Bus
+    from .leases import Granted, RawRequest
+    from .limits import Limits, Usage
+
+log = logging.getLogger(__name__)
+
+NAME = "org.sessionvirt.Broker1"
+PATH = "/org/sessionvirt/Broker1"
+LEASE_INTERFACE = NAME + ".Lease"
+LEASE_PATH = PATH + "/lease/"
+
+LeaseId = NewType("LeaseId", str)
+
+_LEASE_PATH = re.compile(re.escape(LEASE_PATH) + r"([0-9a-f]{32})")
+#: D-Bus types of the contract's dictionary values that do not follow from the Python type.
+_SIGNATURES = {
+    "lease": "o",
+    "since": "t",
+    "fds": "ah",
+    "steps": "a(ss)",
+    "drops": "a{st}",
+    "requests": "aa{sv}",
+    "grants": "aa{sv}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back. ``sent`` runs when it has been written, ``failed`` when it could not be."""
+
+    body: Sequence[object]
+    fds: Sequence[int] = ()
+    sent: Callable[[], None] | None = None
+    failed: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One method of the contract.
+
+    :param needs_reply: refused with NO_REPLY_EXPECTED.
+    """
+
+    in_signature: str
+    out_signature: str
+    handler: Callable[[Service, Call, Sequence[Any], LeaseId], Awaitable[Reply]]
+    needs_reply: bool = False
+
+
+class Service:
+    """Decodes calls, has the broker do them, encodes the answers."""
+
+    def __init__(
+        self, bus: Bus, broker: Broker, usage: Usage, limits: Callable[[], Limits]
+    ) -> None:
+        self._bus = bus
+        self.broker = broker
+        self._usage = usage
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return bool(self._tasks)
+
+    def on_message(self, message: Message) -> bool:
+        """For every message. False leaves it to the library: answers to our own calls only."""
+        fds = close_fds(message)
+        if message.message_type is MessageType.SIGNAL:
+            self._bus.on_signal(message)
+            return True
+        if message.message_type is not MessageType.METHOD_CALL:
+            return False
+        task = asyncio.get_running_loop().create_task(self._serve(message, fds))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def settle(self, *, cancel: bool) -> None:
+        """Wait for the calls under way, or (``cancel``) end them: prompts are withdrawn."""
+        while self._tasks:
+            if cancel:
+                for task in self._tasks:
+                    task.cancel()
+            await asyncio.wait(set(self._tasks))
+
+    async def _serve(self, message: Message, fds: int) -> None:
+        try:
+            reply = await self._answer(message, fds)
+        except CallerVanished:
+            return
+        except asyncio.CancelledError:
+            # The caller left, or the broker ends; what is under way on the worker is looked after.
+            await self._error(message, BrokerError("the call was cancelled"))
+            return
+        except BrokerError as error:
+            audit(
+                "refusal",
+                sender=message.sender,
+                what=_shown(message.member),
+                error=type(error).__name__,
+                why=str(error),
+            )
+            await self._error(message, error)
+            return
+        except Exception:
+            number = secrets.token_hex(4)
+            log.exception("incident %s", number)
+            await self._error(message, BrokerError(f"internal error {number}; see the journal"))
+            return
+        await self._send(message, reply)
+
+    async def _answer(self, message: Message, fds: int) -> Reply:
+        member, lease = find(message)
+        if fds:
+            raise InvalidRequest("no file descriptor belongs in this call")
+        if message.signature != member.in_signature:
+            raise InvalidRequest(f"arguments: must have the signature {member.in_signature}")
+        if member.needs_reply and not wants_reply(message):
+            raise InvalidRequest("nobody would receive the answer (NO_REPLY_EXPECTED)")
+        if not message.sender:
+            raise InvalidRequest("the message has no sender")
+        caller = await self._bus.identify(message.sender)
+        with self._usage.call(caller.uid, caller.sender, self._limits()):
+            call = Call(caller, may_interact(message))
+            return await member.handler(self, call, message.body, lease)
+
+    async def _send(self, message: Message, reply: Reply) -> None:
+        member, _ = find(message)
+        try:
+            if wants_reply(message):
+                answer = Message.new_method_return(
+                    message, member.out_signature, list(reply.body), list(reply.fds)
+                )
+                await self._bus.send(answer)
+        except Exception:
+            log.exception("an answer could not be sent")
+            if reply.failed is not None:
+                await reply.failed()
+        finally:
+            # Only now: the library copies the numbers, so closing earlier could send another file.
+            if reply.sent is not None:
+                reply.sent()
+
+    async def _error(self, message: Message, error: BrokerError) -> None:
+        if wants_reply(message):
+            try:
+                await self._bus.send(Message.new_error(message, error.dbus_name, str(error)))
+            except Exception:
+                log.exception("an error could not be sent")
+
+
+def find(message: Message) -> tuple[Member, LeaseId]:
+    """The table's entry for a call, and the lease that its path names.
+
+    :raise UnknownMethod, NotFound: there is none.
+    """
+    path, interface, name = message.path or "", message.interface or "", message.member or ""
+    found = MEMBERS.get((interface, name))
+    if found is None:
+        raise UnknownMethod("there is no such method")
+    lease = _LEASE_PATH.fullmatch(path)
+    if interface == LEASE_INTERFACE:
+        if lease is None:
+            raise NotFound("there is no such lease")
+        return found, LeaseId(lease[1])
+    if interface == NAME and path != PATH:
+        raise UnknownMethod("there is no such method")
+    return found, LeaseId(lease[1] if lease else "")
+
+
+def _requests(raw: Any) -> list[RawRequest]:
+    return [(kind, _typed(values)) for kind, values in raw]
+
+
+def _options(raw: Any) -> Fields:
+    return Fields("options", _typed(raw))
+
+
+def _typed(values: Mapping[str, Variant]) -> dict[str, tuple[str, object]]:
+    return {key: (variant.signature, variant.value) for key, variant in values.items()}
+
+
+def encode(facts: Mapping[str, object]) -> dict[str, Variant]:
+    """Plain facts as a{sv}."""
+    return {key: _variant(key, value) for key, value in facts.items()}
+
+
+def _variant(key: str, value: Any) -> Variant:
+    if isinstance(value, tuple):
+        return Variant("as", list(value))
+    if key in _SIGNATURES:
+        signature = _SIGNATURES[key]
+        if key == "lease":
+            value = LEASE_PATH + value
+        elif signature == "aa{sv}":
+            value = [encode(facts) for facts in value]
+        elif key == "steps":
+            value = [list(pair) for pair in value]
+        return Variant(signature, value)
+    if isinstance(value, bool):
+        return Variant("b", value)
+    return Variant("u" if isinstance(value, int) else "s", value)
+
+
+def _grants(grants: Sequence[Granted], fds: list[int]) -> list[dict[str, Variant]]:
+    """Encode grants; their fds are appended to ``fds`` and referred to by index."""
+    encoded = []
+    for grant in grants:
+        first = len(fds)
+        fds.extend(grant.fds)
+        encoded.append(encode({**grant.facts, "fds": list(range(first, len(fds)))}))
+    return encoded
+
+
+async def _plan(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    plan = await service.broker.plan(call, _requests(body[0]), _options(body[1]))
+    return Reply([encode(plan)])
+
+
+async def _acquire(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    acquired = await service.broker.acquire(call, _requests(body[0]), _options(body[1]))
+    fds = [acquired.hold]
+    grants = _grants(acquired.grants, fds)
+    return Reply(
+        [LEASE_PATH + acquired.lease, 0, grants],
+        fds,
+        sent=acquired.close,
+        failed=lambda: service.broker.undelivered(acquired),
+    )
+
+
+async def _list_networks(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    networks = await service.broker.list_networks(call, _options(body[0]))
+    return Reply([[encode(network) for network in networks]])
+
+
+async def _list_leases(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    leases = await service.broker.list_leases(call, _options(body[0]))
+    return Reply([[encode(lease) for lease in leases]])
+
+
+async def _diagnose(service: Service, _call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    return Reply([encode(await service.broker.diagnose(_options(body[0])))])
+
+
+async def _add(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
+    grants = await service.broker.add(call, lease, _requests(body[0]), _options(body[1]))
+    fds: list[int] = []
+
+    def close() -> None:
+        for grant in grants:
+            grant.close()
+
+    return Reply([_grants(grants, fds)], fds, sent=close)
+
+
+async def _drop(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
+    await service.broker.drop(call, lease, body[0], _options(body[1]))
+    return Reply([])
+
+
+async def _release(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
+    await service.broker.release(call, lease, _options(body[0]))
+    return Reply([])
+
+
+async def _ping(_: Service, _call: Call, _body: Sequence[Any], _lease: LeaseId) -> Reply:
+    return Reply([])
+
+
+async def _introspect(_: Service, _call: Call, _body: Sequence[Any], lease: LeaseId) -> Reply:
+    return Reply([introspection(LEASE_INTERFACE if lease else NAME)])
+
+
+#: Every member there is, and nothing that is not here.
+MEMBERS: Mapping[tuple[str, str], Member] = {
+    (NAME, "Plan"): Member("a(sa{sv})a{sv}", "a{sv}", _plan),
+    (NAME, "Acquire"): Member("a(sa{sv})a{sv}", "ohaa{sv}", _acquire, needs_reply=True),
+    (NAME, "ListNetworks"): Member("a{sv}", "aa{sv}", _list_networks),
+    (NAME, "ListLeases"): Member("a{sv}", "aa{sv}", _list_leases),
+    (NAME, "Diagnose"): Member("a{sv}", "a{sv}", _diagnose),
+    (LEASE_INTERFACE, "Add"): Member("a(sa{sv})a{sv}", "aa{sv}", _add, needs_reply=True),
+    (LEASE_INTERFACE, "Drop"): Member("asa{sv}", "", _drop),
+    (LEASE_INTERFACE, "Release"): Member("a{sv}", "", _release),
+    ("org.freedesktop.DBus.Peer", "Ping"): Member("", "", _ping),
+    ("org.freedesktop.DBus.Introspectable", "Introspect"): Member("", "s", _introspect),
+}
+
+_TYPE = re.compile(r"a*(?:[a-z]|\([^()]*(?:\([^()]*\)[^()]*)*\)|\{[^{}]*\})")
+
+
+def introspection(interface: str) -> str:
+    """The interface as the table has it: the same for every caller and every path."""
+    methods = []
+    for (of, name), member in MEMBERS.items():
+        if of == interface:
+            arguments = [
+                f'<arg type="{type_}" direction="{direction}"/>'
+                for direction, signature in (
+                    ("in", member.in_signature),
+                    ("out", member.out_signature),
+                )
+                for type_ in _TYPE.findall(signature)
+            ]
+            methods.append(f'<method name="{name}">{"".join(arguments)}</method>')
+    return f'<node><interface name="{interface}">{"".join(methods)}</interface></node>'
+
+
+def _shown(member: str | None) -> str:
+    """A member's name for the log; the bus has limited its alphabet."""
+    return (member or "")[:64]

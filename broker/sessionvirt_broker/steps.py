@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Privileged work as data: what will be done, what undoes it, and the doing.
+
+A :class:`Step` is frozen, knows how to describe itself to a person before it is done, and can be
+written to the journal and read back by another process. ``execute`` returns the step with what it
+learnt (an ifindex); ``undo`` works from what is written, after a crash too, and finds it in order
+that the thing was never made or is gone already.
+
+:func:`carry_out` is the one way steps are run: each is in the journal before the kernel hears of
+it, and a failure undoes what was done, last first.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from .errors import BrokerError, HostFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from .host import Host
+
+log = logging.getLogger(__name__)
+
+_SCALARS: dict[str, type] = {"str": str, "int": int}
+
+
+@dataclass(frozen=True)
+class Step(abc.ABC):
+    """One change of the host. Fields are ``str``, ``int`` or ``tuple[str, ...]``: plain JSON."""
+
+    #: Its name in the journal; never re-used for another meaning.
+    NAME: ClassVar[str]
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """What will be done, for a person, in the imperative."""
+
+    @abc.abstractmethod
+    def describe_undo(self) -> str:
+        """What takes it back."""
+
+    @abc.abstractmethod
+    def execute(self, host: Host) -> Self:
+        """Do it; on the worker thread."""
+
+    @abc.abstractmethod
+    def undo(self, host: Host) -> None:
+        """Take it back; idempotent; on the worker thread."""
+
+    def resume(self, host: Host) -> None:  # noqa: B027  (nothing to do is the usual case)
+        """A new broker found this done by the last one: start again what ended with that."""
+
+    def encode(self) -> dict[str, object]:
+        """Plain JSON of the step."""
+        return {"step": self.NAME} | {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
+    """A step from the journal.
+
+    :raise ValueError: it is not one of ours; the message names the field.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("step: not an object")
+    cls = types.get(str(raw.get("step")))
+    if cls is None:
+        raise ValueError("step: unknown")
+    values: dict[str, object] = {}
+    for item in fields(cls):
+        value = raw.get(item.name)
+        if item.type == "tuple[str, ...]":
+            if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+                raise ValueError(f"{cls.NAME}.{item.name}: not a list of strings")
+            values[item.name] = tuple(value)
+        elif type(value) is _SCALARS[str(item.type)]:
+            values[item.name] = value
+        else:
+            raise ValueError(f"{cls.NAME}.{item.name}: not of type {item.type}")
+    return cls(**values)
+
+
+def carry_out(todo: Iterable[Step], done: list[Step], host: Host, save: Callable[[], None]) -> None:
+    """Run ``todo`` in order; ``done`` grows by each *before* it is run, and ``save`` writes it.
+
+    :raise BrokerError: a step or the journal failed; everything was undone, and ``done`` holds only
+        what could not be.
+    """
+    try:
+        for step in todo:
+            done.append(step)
+            save()
+            done[-1] = step.execute(host)
+        save()
+    except Exception as error:
+        failed = done[-1].describe() if done else "start"
+        done[:] = take_back(done, host)
+        if isinstance(error, BrokerError):
+            raise
+        log.exception("step failed: %s", failed)
+        raise HostFailure(f"the host refused to {failed}") from error
+
+
+def take_back(done: list[Step], host: Host) -> list[Step]:
+    """Undo ``done``, last first, and empty it. One that fails does not stop the others.
+
+    :return: the steps whose undo failed, for the journal to keep.
+    """
+    stuck: list[Step] = []
+    while done:
+        step = done.pop()
+        try:
+            step.undo(host)
+        except Exception:
+            log.exception("undo failed: %s", step.describe_undo())
+            stuck.insert(0, step)
+    return stuck

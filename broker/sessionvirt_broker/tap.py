@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The resource kind ``tap``: a TAP device, filtered, on a managed network or a LAN bridge.
+
+Whoever holds the TAP's fd is taken to be hostile: without any capability it may change the
+interface's MAC (SIOCSIFHWADDR), make it persistent and change its owner. So the rules go by ifindex
+and are in place before the interface is up, the interface is watched and a changed one ends its
+lease, and what takes it back deletes it by index, whatever was done to it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+from . import network as managed
+from .addresses import AddressBook, addresses_of, derived_mac
+from .config import BRIDGE_PREFIX, Network
+from .dnsmasq import HostEntry, NetworkFiles
+from .errors import Busy, DeviceUnsafe, InvalidRequest, NotFound, NotSupported
+from .firewall import TapRules
+from .kind import Offer, Owner, Plan, Request, Shared
+from .limits import Share
+from .steps import Step
+from .tun import create
+from .wire import BridgeName, Mac, NetworkName, bridge_name, mac, network_name, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .config import Configuration
+    from .host import Host
+    from .kind import Adopted
+    from .wire import Fields
+
+#: Its TAPs; ``ruleset.py`` knows the prefix.
+TAP_PREFIX = "svt"
+#: NET_ADDR_SET in include/uapi/linux/netdevice.h: the address was set, not taken from a port.
+_NET_ADDR_SET = "3\n"
+
+
+@dataclass(frozen=True, slots=True)
+class TapRequest(Request):
+    """A validated ``tap``; exactly one of ``network`` and ``bridge`` is set."""
+
+    network: NetworkName | None
+    bridge: BridgeName | None
+    mac: Mac | None
+    queues: int
+
+
+@dataclass(frozen=True)
+class CreateTap(Step):
+    """The device, down and attached to nothing."""
+
+    NAME: ClassVar[str] = "tap-create"
+
+    ifname: str
+    queues: int
+    ifindex: int = 0
+
+    def describe(self) -> str:
+        queues = f" with {self.queues} queues" if self.queues > 1 else ""
+        return f"create the TAP {self.ifname}{queues}"
+
+    def describe_undo(self) -> str:
+        return f"delete the TAP {self.ifname}"
+
+    def execute(self, host: Host) -> Self:
+        host.fds[self.ifname] = create(self.ifname, self.queues)
+        link = host.links.by_name(self.ifname)
+        if link is None:
+            raise OSError(f"{self.ifname} vanished")
+        return replace(self, ifindex=link.ifindex)
+
+    def undo(self, host: Host) -> None:
+        host.close_fds(self.ifname)
+        # The name is 48 random bits of ours and cannot be changed without CAP_NET_ADMIN. The index
+        # is not known after a crash between the two lines of execute().
+        link = host.links.by_name(self.ifname)
+        if link is not None and self.ifindex in (0, link.ifindex):
+            host.links.delete(link.ifindex)
+
+
+@dataclass(frozen=True)
+class FilterTap(Step):
+    """What its frames may carry; there before the TAP is up."""
+
+    NAME: ClassVar[str] = "tap-filter"
+
+    ifname: str
+    uid: int
+    mac: str
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
+    unbound: int
+    ifindex: int = 0
+
+    def describe(self) -> str:
+        addresses = "any address" if self.unbound else ", ".join((*self.ipv4, *self.ipv6))
+        return f"let {self.ifname} send from {self.mac} and {addresses} only"
+
+    def describe_undo(self) -> str:
+        return f"remove {self.ifname} from the nft sets"
+
+    def rules(self) -> TapRules:
+        """For the firewall."""
+        return TapRules(self.ifindex, self.uid, self.mac, self.ipv4, self.ipv6, bool(self.unbound))
+
+    def execute(self, host: Host) -> Self:
+        link = host.links.by_name(self.ifname)
+        if link is None:
+            raise OSError(f"{self.ifname} vanished")
+        step = replace(self, ifindex=link.ifindex)
+        host.firewall.add_tap(step.rules())
+        return step
+
+    def undo(self, host: Host) -> None:
+        # Without an index nothing was committed that anybody's frames could match: the TAP is gone
+        # before this is looked at, and a rebuild leaves out what no record has.
+        if self.ifindex:
+            host.firewall.remove_tap(self.rules())
+
+
+@dataclass(frozen=True)
+class AttachTap(Step):
+    """A port of the bridge, and up."""
+
+    NAME: ClassVar[str] = "tap-attach"
+
+    ifname: str
+    bridge: str
+    mac: str
+    mtu: int
+    altname: str
+    ifindex: int = 0
+
+    def describe(self) -> str:
+        return f"attach {self.ifname} to {self.bridge} and set it up"
+
+    def describe_undo(self) -> str:
+        return "nothing: it ends with the TAP"
+
+    def execute(self, host: Host) -> Self:
+        link, bridge = host.links.by_name(self.ifname), host.links.by_name(self.bridge)
+        if link is None or bridge is None or bridge.kind != "bridge":
+            raise OSError(f"{self.ifname} or {self.bridge} vanished")
+        host.links.add_altname(link.ifindex, self.altname)
+        host.links.attach(link.ifindex, bridge=bridge.ifindex, mac=self.mac, mtu=self.mtu)
+        return replace(self, ifindex=link.ifindex)
+
+    def undo(self, host: Host) -> None:
+        pass
+
+
+class TapKind:
+    """The kind, and who has which address."""
+
+    name = "tap"
+
+    def __init__(self, machine_id: str, sys_class_net: Path) -> None:
+        self._machine_id = machine_id
+        self._sys_class_net = sys_class_net
+        self._books: dict[str, AddressBook] = {}
+        #: Networks that are up, as they were started: broker.toml may say otherwise by now.
+        self._up: dict[str, Network] = {}
+        #: On LAN bridges. One set for all: what two bridges are connected to is not known here.
+        self._lan_macs: set[str] = set()
+
+    def parse(self, fields: Fields, position: int, configuration: Configuration) -> TapRequest:
+        request = TapRequest(
+            position=position,
+            network=network_name(fields),
+            bridge=bridge_name(fields),
+            mac=mac(fields),
+            queues=fields.count("queues", default=1, limit=configuration.limits.queues_per_tap),
+        )
+        if (request.network is None) == (request.bridge is None):
+            raise InvalidRequest(f"{fields.where}: needs either network or bridge")
+        fields.finish()
+        return request
+
+    def survey(
+        self, request: Request, owner: Owner, configuration: Configuration, host: Host
+    ) -> Offer:
+        tap = cast("TapRequest", request)
+        address = self._mac(tap, owner)
+        details = (("vm", shown(owner.vm)), ("uid", str(owner.uid)), ("mac", address))
+        share = Share(taps=1, queues=tap.queues)
+        if tap.network is not None:
+            network = self._network(tap.network, configuration)
+            if not managed.is_systemd() and host.keeper is None:
+                raise NotSupported("nothing on this host starts dnsmasq for a managed network")
+            if network.bridge not in self._up:
+                managed.collision(network, host)
+            self._book(network.bridge).peek(network, address)
+            return Offer(
+                action="network-attach",
+                sentence="Authentication is required to connect the virtual machine"
+                ' "$(vm)" to the network "$(network)"',
+                details=(*details, ("network", network.name)),
+                summary=f'a connection to the network "{network.name}"',
+                share=share,
+                facts=(network, address),
+            )
+        bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
+        if address in self._lan_macs:
+            raise Busy(f"the MAC address {address} is in use on this bridge")
+        return Offer(
+            action="bridge-attach",
+            sentence='Authentication is required to connect the virtual machine "$(vm)" to the'
+            ' local network by the bridge "$(bridge)", as a host of its own ($(mac))',
+            details=(*details, ("bridge", bridge)),
+            summary=f'a place on the local network by the bridge "{bridge}" ({address})',
+            share=share,
+            facts=(bridge, ifindex, address),
+        )
+
+    def plan(
+        self, request: Request, owner: Owner, configuration: Configuration, host: Host
+    ) -> Plan:
+        tap = cast("TapRequest", request)
+        address = self._mac(tap, owner)
+        ifname = TAP_PREFIX + secrets.token_hex(6)
+        words = re.sub(r"[^A-Za-z0-9_.-]", "_", owner.vm)[:64]
+        altname = f"{TAP_PREFIX}-{owner.uid}-{words}-{tap.position}"
+        # Like libvirt's: a high first byte, so that no bridge would ever take it for its own.
+        port_mac = "fe" + address[2:]
+        if tap.network is None:
+            bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
+            link = host.links.by_index(ifindex)
+            mtu = link.mtu if link else 1500
+            return Plan(
+                shared=(Shared(managed.FIREWALL, lambda: (managed.FirewallTables(),)),),
+                steps=(
+                    CreateTap(ifname, tap.queues),
+                    FilterTap(ifname, owner.uid, address, (), (), unbound=1),
+                    AttachTap(ifname, bridge, port_mac, mtu, altname),
+                ),
+            )
+        network = self._network(tap.network, configuration)
+        number = self._book(network.bridge).peek(network, address)
+        ipv4, ipv6 = addresses_of(network, number)
+        return Plan(
+            shared=managed.shared(network, host, self._machine_id),
+            steps=(
+                CreateTap(ifname, tap.queues),
+                FilterTap(ifname, owner.uid, address, (ipv4,), (ipv6,) if ipv6 else (), unbound=0),
+                HostEntry(network.bridge, ifname, address, ipv4, ipv6),
+                AttachTap(ifname, network.bridge, port_mac, network.mtu, altname),
+            ),
+        )
+
+    def grant(self, steps: Sequence[Step]) -> dict[str, object]:
+        made, rules, attached = _tap_steps(steps)
+        bridge = attached.bridge
+        is_managed = bridge.startswith(BRIDGE_PREFIX)
+        return {
+            "kind": self.name,
+            "ifname": made.ifname,
+            "ifindex": made.ifindex,
+            "mac": rules.mac,
+            "mtu": attached.mtu,
+            ("network" if is_managed else "bridge"): bridge.removeprefix(BRIDGE_PREFIX),
+            "ipv4": rules.ipv4,
+            "ipv6": rules.ipv6,
+        }
+
+    def share(self, steps: Sequence[Step]) -> Share:
+        return Share(taps=1, queues=_tap_steps(steps)[0].queues)
+
+    def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
+        for step in steps:
+            if isinstance(step, FilterTap) and step.ifindex:
+                adopted.taps.append(step.rules())
+            if isinstance(step, managed.NetworkFilter):
+                adopted.networks.append(step.rules())
+        self.begun(steps)
+
+    def begun(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, NetworkFiles):
+                self._up[step.bridge] = _as_started(step)
+            elif isinstance(step, HostEntry):
+                self._book(step.bridge).hold(self._up.get(step.bridge), step.mac, step.ipv4)
+            elif isinstance(step, FilterTap) and step.unbound:
+                self._lan_macs.add(step.mac)
+
+    def ended(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, NetworkFiles):
+                self._up.pop(step.bridge, None)
+                self._books.pop(step.bridge, None)
+            elif isinstance(step, HostEntry):
+                self._book(step.bridge).give_back(step.mac)
+            elif isinstance(step, FilterTap) and step.unbound:
+                self._lan_macs.discard(step.mac)
+
+    def intact(self, steps: Sequence[Step], host: Host) -> str:
+        made, _, attached = _tap_steps(steps)
+        link = host.links.by_index(made.ifindex)
+        if link is None or link.name != made.ifname:
+            return "the TAP is gone"
+        if link.mac != attached.mac:
+            return "the TAP's address was changed by its holder"
+        bridge = host.links.by_name(attached.bridge)
+        if bridge is None or link.master != bridge.ifindex:
+            return "the TAP is no longer on its bridge"
+        return ""
+
+    def _mac(self, request: TapRequest, owner: Owner) -> Mac:
+        if request.mac is not None:
+            return request.mac
+        return derived_mac(self._machine_id, "tap", str(owner.uid), owner.vm, str(request.position))
+
+    def _book(self, bridge: str) -> AddressBook:
+        return self._books.setdefault(bridge, AddressBook())
+
+    def _network(self, name: NetworkName, configuration: Configuration) -> Network:
+        network = configuration.networks.get(name)
+        if network is None:
+            raise NotFound(f"network: there is no network {name}")
+        return self._up.get(network.bridge, network)
+
+    def _lan_bridge(
+        self, name: BridgeName, configuration: Configuration, host: Host
+    ) -> tuple[BridgeName, int]:
+        link = host.links.by_name(name) if name in configuration.bridges else None
+        if link is None or link.kind != "bridge":
+            # One sentence for absent, no bridge and not offered: a caller learns nothing of the
+            # host.
+            raise NotFound(f"bridge: {name} is not a bridge that broker.toml offers")
+        assigned = (self._sys_class_net / name / "addr_assign_type").read_text(encoding="ascii")
+        if assigned != _NET_ADDR_SET:
+            raise DeviceUnsafe(
+                f"bridge: {name} has no MAC address of its own, so a guest could take it over;"
+                " an administrator must set one"
+            )
+        return name, link.ifindex
+
+
+def _tap_steps(steps: Sequence[Step]) -> tuple[CreateTap, FilterTap, AttachTap]:
+    made = next(step for step in steps if isinstance(step, CreateTap))
+    rules = next(step for step in steps if isinstance(step, FilterTap))
+    attached = next(step for step in steps if isinstance(step, AttachTap))
+    return made, rules, attached
+
+
+def _as_started(step: NetworkFiles) -> Network:
+    return Network(
+        NetworkName(step.bridge.removeprefix(BRIDGE_PREFIX)),
+        ipaddress.IPv4Interface(step.ipv4),
+        ipaddress.IPv6Interface(step.ipv6) if step.ipv6 else None,
+        step.mtu,
+    )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The door: values of a caller, typed or refused by name.
+
+Everything a caller sends is read through :class:`Fields`, which knows the D-Bus signature of each
+value. A field of another type, a field nobody asked for, a text that is too long: each is an
+:class:`InvalidRequest` that names the field. Inside, there are only dataclasses.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING, NewType
+
+from .errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: One value and the D-Bus signature it came with.
+TypedValue = tuple[str, object]
+
+VmName = NewType("VmName", str)
+Mac = NewType("Mac", str)
+NetworkName = NewType("NetworkName", str)
+BridgeName = NewType("BridgeName", str)
+
+# fullmatch with explicit ASCII classes: "$" lets a newline through, "\d" takes Arabic digits.
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_NETWORK = re.compile(r"[a-z][a-z0-9_]{0,10}")
+_IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+#: Categories that no name may have: controls, formats (bidi overrides), surrogates, private use,
+#: unassigned, line and paragraph separators.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_VM_NAME_BYTES = 64
+
+
+class Fields:
+    """The closed dictionary of one request; every key must be taken before :meth:`finish`.
+
+    :param where: what the dictionary is, for the error: ``options``, ``requests[0]``.
+    """
+
+    def __init__(self, where: str, values: Mapping[str, TypedValue]) -> None:
+        self.where = where
+        self._left = dict(values)
+
+    def _take(self, name: str, signature: str) -> object | None:
+        typed = self._left.pop(name, None)
+        if typed is None:
+            return None
+        if typed[0] != signature:
+            raise InvalidRequest(f"{self.where}.{name}: must have the D-Bus type {signature}")
+        return typed[1]
+
+    def text(self, name: str) -> str | None:
+        """A string, or None where the key is absent."""
+        value = self._take(name, "s")
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequest(f"{self.where}.{name}: must be a string")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """A boolean; absent is false."""
+        return self._take(name, "b") is True
+
+    def count(self, name: str, *, default: int, limit: int) -> int:
+        """An unsigned number from 1 to ``limit``."""
+        value = self._take(name, "u")
+        if value is None:
+            return default
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise InvalidRequest(f"{self.where}.{name}: must be from 1 to {limit}")
+        return value
+
+    def finish(self) -> None:
+        """Refuse what nobody asked for."""
+        if self._left:
+            # The key is the caller's text: only a plain one is repeated.
+            key = min(self._left)
+            shown = key if re.fullmatch(r"[a-z_]{1,32}", key) else "a key"
+            raise InvalidRequest(f"{self.where}: {shown} is not known here")
+
+
+def vm_name(fields: Fields) -> VmName:
+    """The required option ``vm``."""
+    name = fields.text("vm")
+    if name is None:
+        raise InvalidRequest(f"{fields.where}.vm: is missing")
+    if not 0 < len(name.encode(errors="replace")) <= _VM_NAME_BYTES:
+        raise InvalidRequest(f"{fields.where}.vm: must have from 1 to {_VM_NAME_BYTES} bytes")
+    if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in name):
+        raise InvalidRequest(f"{fields.where}.vm: has control or formatting characters")
+    return VmName(name)
+
+
+def mac(fields: Fields) -> Mac | None:
+    """The optional field ``mac``: unicast, not zero, lower case within."""
+    text = fields.text("mac")
+    if text is None:
+        return None
+    # Length first: lower() of some non-ASCII characters is ASCII, so the match is on the result.
+    address = text.lower() if len(text) == 17 and text.isascii() else ""
+    if not _MAC.fullmatch(address):
+        raise InvalidRequest(f"{fields.where}.mac: must look like 52:54:00:12:34:56")
+    if int(address[:2], 16) & 1 or address == "00:00:00:00:00:00":
+        raise InvalidRequest(f"{fields.where}.mac: must be a unicast address")
+    return Mac(address)
+
+
+def network_name(fields: Fields) -> NetworkName | None:
+    """The optional field ``network``."""
+    text = fields.text("network")
+    if text is None:
+        return None
+    if not _NETWORK.fullmatch(text):
+        raise InvalidRequest(
+            f"{fields.where}.network: must have 1 to 11 of a-z, 0-9 and _, a letter first"
+        )
+    return NetworkName(text)
+
+
+def bridge_name(fields: Fields) -> BridgeName | None:
+    """The optional field ``bridge``: an interface name that the kernel would take as it is."""
+    text = fields.text("bridge")
+    if text is None:
+        return None
+    if not is_interface_name(text):
+        raise InvalidRequest(f"{fields.where}.bridge: is not the name of an interface")
+    return BridgeName(text)
+
+
+def is_network_name(text: str) -> bool:
+    """Whether broker.toml may call a network this: its bridge is ``svn_`` and the name."""
+    return _NETWORK.fullmatch(text) is not None
+
+
+def is_interface_name(text: str) -> bool:
+    """Whether the kernel would take it, and a rule file, a path and a log may hold it.
+
+    Narrower than dev_valid_name() in net/core/dev.c: no ``%`` (a template there), no ``:``, no
+    leading dash or dot, ASCII only, at most 15 bytes, so that nothing is ever cut short.
+    """
+    return _IFNAME.fullmatch(text) is not None
+
+
+def shown(name: str) -> str:
+    """A name for a prompt: letters, digits and a few marks stay, the rest become "?".
+
+    An agent may read markup, and polkit reads ``$(``; neither survives.
+    """
+    return "".join(c if c.isalnum() or c in " -_.,:+@#" else "?" for c in name)
