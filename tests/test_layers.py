@@ -39,7 +39,7 @@ SESSION_PARTS["cli"] = set(SESSION_PARTS)
 SESSION_PARTS["__main__"] = {"cli"}
 
 #: The broker's modules that know the bus and the event loop. Those below never import one of them.
-BROKER_EDGE = {"__main__", "authority", "callers", "service"}
+BROKER_EDGE = {"__main__", "authority", "broker", "bus", "consent", "service", "worker"}
 
 #: Modules of the standard library and others that only these may import.
 RESTRICTED: dict[str, tuple[str, ...]] = {
@@ -55,13 +55,13 @@ RESTRICTED: dict[str, tuple[str, ...]] = {
     ),
     "dbus_fast": (
         "sessionvirt.broker_client",
-        *(f"sessionvirt_broker.{name}" for name in BROKER_EDGE),
+        *(f"sessionvirt_broker.{name}" for name in ("authority", "bus", "service")),
     ),
     "nftables": ("sessionvirt_broker.firewall",),
     "pyroute2": ("sessionvirt_broker.netlink",),
     "qemu": ("sessionvirt.qemu.qmp",),
-    # The broker starts one program, dnsmasq, and that with nothing of a caller's in its arguments.
-    "subprocess": ("sessionvirt.*", "sessionvirt_broker.keeper"),
+    # The broker starts dnsmasq, and as root its own keeper; nothing of a caller's is in either argv.
+    "subprocess": ("sessionvirt.*", "sessionvirt_broker.keeper", "sessionvirt_broker.privileges"),
 }
 
 
