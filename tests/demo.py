@@ -26,7 +26,6 @@ from lab.broker import USER, Broker
 from lab.bus import SystemBus
 from lab.daemon import DaemonError
 from lab.guest import CMDLINE, Guest, GuestError, fetch_kernel
-from lab.links import wait_for_link
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
 from lab.polkit import Polkit
 from lab.users import User
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
 
-BRIDGE = "svn_default"
 EXAMPLE_RULE = "share/doc/sessionvirt/sessionvirt.rules.example"
 #: Its own MAC address, and one that it was not given.
 MAC, FORGED_MAC = "52:54:00:aa:00:01", "52:54:00:66:66:66"
@@ -51,6 +49,9 @@ DEFINITION = """\
     <initrd>{initrd}</initrd>
     <cmdline>{cmdline}</cmdline>
   </os>
+  <features>
+    <acpi/>
+  </features>
   <devices>
     <interface type='network'>
       <source network='default'/>
@@ -69,7 +70,7 @@ SCRIPT = f"""\
 dhcp
 gateway=$(cat /gateway) address=$(cat /address)
 reach gateway "$gateway"
-say "outside saw $(wget -q -T 5 -O - http://{ADDRESS4}:{PORT}/)"
+say "outside saw $(ask {ADDRESS4} {PORT} /)"
 ip neigh replace "$gateway" lladdr "$(mac_of "$gateway")" dev eth0 nud permanent
 ip link set eth0 address {FORGED_MAC}
 reach forged-mac "$gateway"
@@ -79,7 +80,7 @@ ip addr add "$forged/32" dev eth0
 reach forged-ip "$gateway" "$forged"
 ip addr del "$forged/32" dev eth0
 reach honest-again "$gateway"
-wget -q -O - http://{ADDRESS4}:{PORT}/hold >/dev/null
+ask {ADDRESS4} {PORT} /hold >/dev/null
 """
 
 
@@ -182,7 +183,7 @@ def with_permission(stage: Stage) -> None:
         status = command.wait(timeout=60)
     report.step("The guest powers off")
     report.check("exit status 0", holds=status == 0, evidence=f"it was {status}\n{log.read_text()}")
-    wait_for_link(BRIDGE, present=False)
+    stage.broker.wait_until_idle()
     _nothing_left(stage, "no interface, nft element, process or file is left")
 
 

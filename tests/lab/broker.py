@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from lab.bus import ENVIRONMENT, wait_for_owner
 from lab.daemon import Daemon, DaemonError
+from lab.files import wait_until_empty
 from lab.namespaces import install
 from lab.stage import Flavour
 
@@ -67,6 +68,14 @@ class Broker:
         """Crash, and the start after it."""
         self.kill()
         self.start()
+
+    def wait_until_idle(self, timeout: float = 10) -> None:
+        """Return once it holds nothing for anybody: the journal is empty, so all has been undone.
+
+        :param timeout: seconds.
+        :raise TimeoutError: it still holds something; the text names the records.
+        """
+        wait_until_empty(RUNTIME / "records", timeout)
 
     def configure(self, text: str) -> None:
         """Write broker.toml; a running broker finds out by itself."""

@@ -34,6 +34,9 @@ reach() {
     if ping -c 2 -W 1 ${3:+-I "$3"} "$2" >/dev/null 2>&1; then say "$1 answers"; else say "$1 is silent"; fi
 }
 
+# ask ADDRESS PORT PATH: the last line of what an HTTP server answers; empty where none does in 5 s
+ask() { printf 'GET %s HTTP/1.0\r\n\r\n' "$3" | nc -w 5 "$1" "$2" 2>/dev/null | tail -n 1; }
+
 # The MAC address of a neighbour that has answered
 mac_of() { ip neigh show "$1" | sed -n 's/.*lladdr \([0-9a-f:]*\).*/\1/p'; }
 

@@ -79,7 +79,10 @@ class Guest:
 def _base_archive(unpacked: Path) -> bytes:
     """busybox under its every name, /init and the modules in the order in which they load."""
     applets = subprocess.run([BUSYBOX, "--list"], stdout=subprocess.PIPE, text=True, check=True)
-    entries = [Entry.directory(name) for name in ("bin", "dev", "proc", "sys", "modules")]
+    entries = [Entry.directory(name) for name in ("bin", "dev", "etc", "proc", "sys", "modules")]
+    # glibc, linked statically, crashes in getaddrinfo() without.
+    entries.append(Entry.file("etc/nsswitch.conf", b"hosts: files\n"))
+    entries.append(Entry.file("etc/hosts", b"127.0.0.1 localhost\n"))
     entries.append(Entry.file("bin/busybox", BUSYBOX.read_bytes(), executable=True))
     for applet in applets.stdout.split():
         if applet != "busybox":

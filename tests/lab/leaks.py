@@ -23,8 +23,9 @@ __all__ = ["Snapshot", "adopt_orphans", "left_behind", "snapshot"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
-#: Directories that the broker makes once and keeps.
+#: Directories that the broker makes once and keeps, and its lock.
 KEPT = Path("/run/sessionvirt-broker")
+LOCK = KEPT / "lock"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _files() -> frozenset[str]:
         here = Path(directory)
         if here == LAB.parent:
             directories.remove(LAB.name)
-        found |= {str(here / name) for name in files}
+        found |= {str(here / name) for name in files if here / name != LOCK}
         if not here.is_relative_to(KEPT):
             found |= {str(here / name) for name in directories if here / name != KEPT}
     return frozenset(found)
