@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .consent import Consent
     from .host import Host
     from .kind import Offer
-    from .leases import Acquired, Granted, Leases, RawRequest
+    from .lease import Acquired, Granted
+    from .leases import Leases, RawRequest
     from .worker import Worker
 
 _VERDICTS = {

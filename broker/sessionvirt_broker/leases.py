@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who holds what: leases, what they share, and their beginning and end.
+"""Who holds what: leases, their beginning and end.
 
 Everything here runs on the worker thread, one call after the other, so deciding and taking cannot
 be separated by another call. A lease is a journal record with a part for each grant; what several
-leases need (tables, a network) is a record of its own, made before the first and undone after the
-last.
+leases need is ``shared.py``'s.
 
 ``complete`` in a record's header says that its maker got to the end. At the start of a broker what
 is not complete is undone: its caller never had an answer.
@@ -16,27 +15,26 @@ import contextlib
 import logging
 import os
 import secrets
-import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import hold
-from .errors import BrokerError, HostFailure, InvalidRequest, NotFound, NotSupported, StateChanged
-from .forwarding import Forward
-from .journal import Journal, Record
-from .kind import Adopted, Offer, Owner
+from .errors import HostFailure, InvalidRequest, NotFound, NotSupported, StateChanged
+from .kind import Adopted, Owner
+from .lease import RECORD_PREFIX, Acquired, Granted, Lease, kind_word
 from .limits import Share, check
-from .network import FORWARDING, uplink_steps
-from .steps import carry_out, take_back
-from .wire import Fields, VmName
+from .shared import SharedResources
+from .steps import carry_out
+from .undo import Undo
+from .wire import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .config import Configuration
     from .host import Host
-    from .kind import Plan, Request, ResourceKind, Shared
+    from .journal import Journal, Record
+    from .kind import Offer, Plan, Request, ResourceKind
     from .steps import Step
     from .wire import TypedValue
 
@@ -44,49 +42,6 @@ log = logging.getLogger(__name__)
 
 #: A request as it came: the kind's word and its fields.
 RawRequest = tuple[str, "Mapping[str, TypedValue]"]
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """One grant, on its way to the caller; whoever has it owns ``fds``."""
-
-    facts: Mapping[str, object]
-    fds: tuple[int, ...]
-
-    def close(self) -> None:
-        """Close the fds; they were sent, or could not be."""
-        for descriptor in self.fds:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True, slots=True)
-class Acquired:
-    """A new lease. Whoever has it owns ``hold``, ``watch`` and the grants' fds."""
-
-    lease: str
-    hold: int
-    watch: int
-    grants: tuple[Granted, ...]
-
-    def close(self) -> None:
-        """Close what goes to the caller; it was sent, or could not be."""
-        os.close(self.hold)
-        for grant in self.grants:
-            grant.close()
-
-
-@dataclass(slots=True)
-class Lease:
-    """One lease, as the journal has it."""
-
-    id: str
-    owner: Owner
-    record: Record
-
-    @property
-    def grants(self) -> Iterator[tuple[str, list[Step]]]:
-        """Id and steps of each."""
-        return iter(self.record.parts.items())
 
 
 class Leases:
@@ -97,14 +52,12 @@ class Leases:
         self._journal = journal
         self._kinds = kinds
         self._leases: dict[str, Lease] = {}
-        self._shared: dict[str, Record] = {}
-        self._users: Counter[str] = Counter()
+        self._undo = Undo(host, journal)
+        self._shared = SharedResources(host, journal, kinds, self._undo)
         self._held: dict[int, Share] = {}
         self._by_ifindex: dict[int, str] = {}
         #: Per lease and part that was carried out whole: the interface, and what it counts for.
         self._counted: dict[tuple[str, str], tuple[int, Share]] = {}
-        #: Records with steps that could not be undone; tried again with every release.
-        self._stuck: list[Record] = []
 
     # Section: questions
 
@@ -154,13 +107,13 @@ class Leases:
         self, raw: Sequence[RawRequest], owner: Owner, configuration: Configuration
     ) -> list[tuple[str, str]]:
         """Every step in words, with its undo; no side effect."""
-        seen = set(self._shared)
+        seen: set[str] = set()
         lines = []
         for kind, request in self.parse(raw, configuration):
             plan = kind.plan(request, owner, configuration, self._host)
             steps: list[Step] = []
             for shared in plan.shared:
-                if shared.id not in seen:
+                if shared.id not in self._shared and shared.id not in seen:
                     seen.add(shared.id)
                     steps += shared.steps()
             steps += plan.steps
@@ -227,16 +180,7 @@ class Leases:
         """
         self._still(raw, owner, configuration, shown, None)
         lease_id = secrets.token_hex(16)
-        header: dict[str, object] = {
-            "uid": owner.uid,
-            "vm": owner.vm,
-            "since": int(time.time()),
-            "allowed": allowed,
-            "shared": {},
-            "next": 0,
-            "complete": False,
-        }
-        lease = Lease(lease_id, owner, Record(f"lease-{lease_id}", header))
+        lease = Lease.new(lease_id, owner, allowed)
         try:
             watch, write_end = hold.create(self._host.paths.holds / lease_id)
         except OSError as error:
@@ -285,14 +229,14 @@ class Leases:
     ) -> list[tuple[ResourceKind, Request]]:
         first = 0
         if lease is not None:
-            first = int(str(self._own(lease, owner.uid).record.header["next"]))
+            first = self._own(lease, owner.uid).next_number
         return self.parse(raw, configuration, first)
 
     def _grow(
         self, lease: Lease, raw: Sequence[RawRequest], configuration: Configuration
     ) -> tuple[Granted, ...]:
         """Carry out all requests, or none; ``lease`` is journalled as it grows."""
-        first = int(str(lease.record.header["next"]))
+        first = lease.next_number
         new: list[str] = []
         try:
             for kind, request in self.parse(raw, configuration, first):
@@ -308,16 +252,15 @@ class Leases:
                 self._take_part(lease, name)
             with contextlib.suppress(HostFailure):
                 self._journal.write(lease.record)
-            self._collect()
+            self._shared.collect()
             raise
         return tuple(self._granted(lease, name) for name in new)
 
     def _carry_out(self, lease: Lease, name: str, kind: ResourceKind, plan: Plan) -> None:
-        uses: list[str] = _shared_by_part(lease).setdefault(name, [])
+        uses: list[str] = lease.shared.setdefault(name, [])
         for shared in plan.shared:
-            self._ensure(shared)
+            self._shared.use(shared)
             uses.append(shared.id)
-            self._users[shared.id] += 1
         done = lease.record.parts.setdefault(name, [])
         kind.begun(plan.steps)
         try:
@@ -326,29 +269,6 @@ class Leases:
             kind.ended(plan.steps)
             raise
         self._count_part(lease, name)
-
-    def _ensure(self, shared: Shared) -> None:
-        if shared.id in self._shared:
-            return
-        record = Record(shared.id, {"complete": False}, {"": []})
-        steps = shared.steps()
-        for kind in self._kinds.values():
-            kind.begun(steps)
-        try:
-            carry_out(steps, record.parts[""], self._host, lambda: self._journal.write(record))
-            record.header["complete"] = True
-            self._journal.write(record)
-        except BaseException:
-            for kind in self._kinds.values():
-                kind.ended(steps)
-            if record.parts[""]:
-                self._stuck.append(record)
-            else:
-                self._journal.remove(record.id)
-            raise
-        self._shared[shared.id] = record
-        if shared.id == FORWARDING:
-            self._restrict_uplinks()
 
     # Section: end
 
@@ -376,66 +296,27 @@ class Leases:
         for name in dict.fromkeys(names):
             self._take_part(lease, name)
         self._journal.write(lease.record)
-        self._collect()
+        self._shared.collect()
         return lease.owner
 
     def _forget(self, lease: Lease) -> None:
-        """Undo every part and what nobody needs then; the record stays while anything is stuck."""
+        """Undo every part, and what nobody needs then."""
         for name in reversed(list(lease.record.parts)):
             self._take_part(lease, name)
         (self._host.paths.holds / lease.id).unlink(missing_ok=True)
-        if lease.record.parts:
-            self._stuck.append(lease.record)
-            with contextlib.suppress(HostFailure):
-                self._journal.write(lease.record)
-        else:
-            self._journal.remove(lease.record.id)
-        self._retry_stuck()
-        self._collect()
+        self._undo.retry()
+        self._undo.record(lease.record)
+        self._shared.collect()
 
     def _take_part(self, lease: Lease, name: str) -> None:
-        """Undo one part, whole or half-made; what is stuck stays in the record."""
-        self._users.subtract(_shared_by_part(lease).pop(name, ()))
-        steps = lease.record.parts.get(name)
-        if steps is None:
-            return
-        former = list(steps)
-        stuck = take_back(steps, self._host)
+        """Undo one part, whole or half-made."""
+        self._shared.unuse(lease.shared.pop(name, ()))
+        former = self._undo.part(lease.record, name)
         counted = self._counted.pop((lease.id, name), None)
         if counted is not None:
             self._by_ifindex.pop(counted[0], None)
             self._count(lease.owner.uid, counted[1], -1)
             self._kind_of(name).ended(former)
-        if stuck:
-            lease.record.parts[name] = stuck
-        else:
-            del lease.record.parts[name]
-
-    def _retry_stuck(self) -> None:
-        for record in list(self._stuck):
-            for name in reversed(list(record.parts)):
-                stuck = take_back(record.parts[name], self._host)
-                if stuck:
-                    record.parts[name] = stuck
-                else:
-                    del record.parts[name]
-            if not record.parts:
-                self._stuck.remove(record)
-                self._journal.remove(record.id)
-
-    def _collect(self) -> None:
-        """Undo what no lease shares any more, last made first."""
-        for shared_id in reversed(list(self._shared)):
-            if self._users[shared_id] <= 0:
-                record = self._shared.pop(shared_id)
-                former = list(record.parts[""])
-                record.parts[""] = take_back(record.parts[""], self._host)
-                for kind in self._kinds.values():
-                    kind.ended(former)
-                if record.parts[""]:
-                    self._stuck.append(record)
-                else:
-                    self._journal.remove(shared_id)
 
     # Section: what the kernel reports
 
@@ -450,26 +331,8 @@ class Leases:
         return list(ended.items())
 
     def refresh_uplinks(self) -> None:
-        """The default route or global forwarding changed: follow."""
-        record = self._shared.get(FORWARDING)
-        if record is None:
-            return
-        have = {s.ifindex: s for s in record.parts[""] if isinstance(s, Forward)}
-        want = {step.ifindex: step for step in uplink_steps(self._host)}
-        for ifindex in have.keys() - want.keys():
-            record.parts[""].remove(have[ifindex])
-            take_back([have[ifindex]], self._host)
-        for ifindex in want.keys() - have.keys():
-            fresh: list[Step] = []
-            carry_out([want[ifindex]], fresh, self._host, lambda: None)
-            record.parts[""] += fresh
-        self._journal.write(record)
-        self._restrict_uplinks()
-
-    def _restrict_uplinks(self) -> None:
-        steps = self._shared[FORWARDING].parts[""]
-        turned_on = {s.ifindex for s in steps if isinstance(s, Forward) and not s.former}
-        self._host.firewall.set_uplinks(frozenset(turned_on))
+        """The default route or global forwarding changed."""
+        self._shared.refresh_uplinks()
 
     # Section: a new broker
 
@@ -479,54 +342,40 @@ class Leases:
         :return: lease and read end of each FIFO that is held; the caller owns the fds.
         """
         alive: list[tuple[Lease, int]] = []
-        dead: list[Lease] = []
+        dead: list[Record] = []
         # What leases share comes first: a lease is judged by it.
-        records = sorted(self._journal.load(), key=lambda record: record.id.startswith("lease-"))
+        records = sorted(
+            self._journal.load(), key=lambda record: record.id.startswith(RECORD_PREFIX)
+        )
         for record in records:
-            if not record.id.startswith("lease-"):
-                self._shared[record.id] = record
+            if not record.id.startswith(RECORD_PREFIX):
+                self._shared.found(record)
                 continue
-            lease = _lease(record)
-            usable = _complete(record) and self._is_sound(lease)
+            lease = Lease.of(record)
+            usable = lease.is_sound(self._kinds, self._shared)
             watch = hold.reopen(self._host.paths.holds / lease.id) if usable else None
             if watch is None:
-                dead.append(lease)
+                dead.append(record)
             else:
                 alive.append((lease, watch))
         self._adopt([lease for lease, _ in alive])
-        for lease in dead:
-            # Not begun here, so there is nothing to count off.
-            for name in reversed(list(lease.record.parts)):
-                lease.record.parts[name] = take_back(lease.record.parts[name], self._host)
-                if not lease.record.parts[name]:
-                    del lease.record.parts[name]
-            if lease.record.parts:
-                self._stuck.append(lease.record)
-            else:
-                self._journal.remove(lease.record.id)
-        held = {lease.id for lease, _ in alive}
+        for record in dead:
+            self._undo.record(record)  # nothing of it was counted here
         for path in self._host.paths.holds.iterdir():
-            if path.name not in held:
+            if path.name not in self._leases:
                 path.unlink()
-        self._collect()
-        for record in self._shared.values():
-            for step in record.parts[""]:
-                _resume(step, self._host)
-        if FORWARDING in self._shared:
-            self.refresh_uplinks()
+        self._shared.collect()
+        self._shared.resume()
         return [(lease.id, watch) for lease, watch in alive]
 
     def _adopt(self, alive: Sequence[Lease]) -> None:
         adopted = Adopted(taps=[], networks=[])
-        for record in self._shared.values():
-            if _complete(record):
-                for kind in self._kinds.values():
-                    kind.adopt(record.parts[""], adopted)
+        self._shared.adopt(adopted)
         for lease in alive:
             self._leases[lease.id] = lease
             self._count(lease.owner.uid, Share(leases=1), +1)
             for name, steps in lease.grants:
-                self._users.update(_shared_by_part(lease).get(name, ()))
+                self._shared.count(lease.shared.get(name, ()))
                 self._kind_of(name).adopt(steps, adopted)
                 self._count_part(lease, name)
         self._host.firewall.adopt(adopted.taps, adopted.networks)
@@ -540,7 +389,7 @@ class Leases:
         return lease
 
     def _kind_of(self, name: str) -> ResourceKind:
-        return self._kinds[name.rstrip("0123456789")]
+        return self._kinds[kind_word(name)]
 
     def _facts(self, name: str, steps: Sequence[Step]) -> dict[str, object]:
         return {"id": name, **self._kind_of(name).grant(steps)}
@@ -556,20 +405,6 @@ class Leases:
         self._by_ifindex[ifindex] = lease.id
         self._count(lease.owner.uid, share, +1)
 
-    def _is_sound(self, lease: Lease) -> bool:
-        """Whether a record that was read back can be used as a lease, and not only undone."""
-        header = lease.record.header
-        try:
-            sound = all(isinstance(header[key], str) for key in ("vm", "allowed"))
-            sound = sound and all(type(header[key]) is int for key in ("uid", "since", "next"))
-            for name, steps in lease.grants:
-                self._kind_of(name).grant(steps)
-                uses = _shared_by_part(lease)[name]
-                sound = sound and all(shared in self._shared for shared in uses)
-        except (KeyError, StopIteration, TypeError):
-            return False
-        return sound
-
     def _count(self, uid: int, share: Share, sign: int) -> None:
         scaled = Share(sign * share.leases, sign * share.taps, sign * share.queues)
         held = self._held.get(uid, Share()).plus(scaled)
@@ -577,28 +412,3 @@ class Leases:
             self._held.pop(uid, None)
         else:
             self._held[uid] = held
-
-
-def _complete(record: Record) -> bool:
-    return record.header.get("complete") is True
-
-
-def _lease(record: Record) -> Lease:
-    """A lease from its record; :meth:`Leases._is_sound` says whether it is more than steps."""
-    uid = record.header.get("uid")
-    owner = Owner(uid if type(uid) is int else -1, VmName(str(record.header.get("vm"))))
-    return Lease(record.id.removeprefix("lease-"), owner, record)
-
-
-def _shared_by_part(lease: Lease) -> dict[str, list[str]]:
-    shared = lease.record.header.get("shared")
-    if not isinstance(shared, dict):
-        raise TypeError("shared: not an object")
-    return shared
-
-
-def _resume(step: Step, host: Host) -> None:
-    try:
-        step.resume(host)
-    except BrokerError:
-        log.exception("cannot resume: %s", step.describe())

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from .broker import Broker
     from .bus import Bus
-    from .leases import Granted, RawRequest
+    from .lease import Granted
+    from .leases import RawRequest
     from .limits import Limits, Usage
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ LEASE_PATH = PATH + "/lease/"
 
 LeaseId = NewType("LeaseId", str)
 
+#: Calls of everybody together that are looked at at once; within it, limits.py's per user.
+_CALLS_AT_ONCE = 1024
 _LEASE_PATH = re.compile(re.escape(LEASE_PATH) + r"([0-9a-f]{32})")
 #: D-Bus types of the contract's dictionary values that do not follow from the Python type.
 _SIGNATURES = {
@@ -102,9 +105,11 @@ class Service:
             return True
         if message.message_type is not MessageType.METHOD_CALL:
             return False
-        task = asyncio.get_running_loop().create_task(self._serve(message, fds))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if len(self._tasks) < _CALLS_AT_ONCE:
+            task = asyncio.get_running_loop().create_task(self._serve(message, fds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        # Else somebody sends faster than the bus can say who it is: unanswered, and not kept.
         return True
 
     async def settle(self, *, cancel: bool) -> None:
@@ -125,13 +130,6 @@ class Service:
             await self._error(message, BrokerError("the call was cancelled"))
             return
         except BrokerError as error:
-            audit(
-                "refusal",
-                sender=message.sender,
-                what=_shown(message.member),
-                error=type(error).__name__,
-                why=str(error),
-            )
             await self._error(message, error)
             return
         except Exception:
@@ -142,19 +140,33 @@ class Service:
         await self._send(message, reply)
 
     async def _answer(self, message: Message, fds: int) -> Reply:
-        member, lease = find(message)
-        if fds:
-            raise InvalidRequest("no file descriptor belongs in this call")
-        if message.signature != member.in_signature:
-            raise InvalidRequest(f"arguments: must have the signature {member.in_signature}")
-        if member.needs_reply and not wants_reply(message):
-            raise InvalidRequest("nobody would receive the answer (NO_REPLY_EXPECTED)")
         if not message.sender:
             raise InvalidRequest("the message has no sender")
         caller = await self._bus.identify(message.sender)
+        # The user's rate comes first, so that a line in the journal is within it too.
         with self._usage.call(caller.uid, caller.sender, self._limits()):
-            call = Call(caller, may_interact(message))
-            return await member.handler(self, call, message.body, lease)
+            try:
+                member, lease = find(message)
+                if fds:
+                    raise InvalidRequest("no file descriptor belongs in this call")
+                if message.signature != member.in_signature:
+                    raise InvalidRequest(
+                        f"arguments: must have the signature {member.in_signature}"
+                    )
+                if member.needs_reply and not wants_reply(message):
+                    raise InvalidRequest("nobody would receive the answer (NO_REPLY_EXPECTED)")
+                call = Call(caller, may_interact(message))
+                return await member.handler(self, call, message.body, lease)
+            except BrokerError as error:
+                audit(
+                    "refusal",
+                    uid=caller.uid,
+                    sender=caller.sender,
+                    what=(message.member or "")[:64],
+                    error=type(error).__name__,
+                    why=str(error),
+                )
+                raise
 
     async def _send(self, message: Message, reply: Reply) -> None:
         member, _ = find(message)
@@ -336,8 +348,3 @@ def introspection(interface: str) -> str:
             ]
             methods.append(f'<method name="{name}">{"".join(arguments)}</method>')
     return f'<node><interface name="{interface}">{"".join(methods)}</interface></node>'
-
-
-def _shown(member: str | None) -> str:
-    """A member's name for the log; the bus has limited its alphabet."""
-    return (member or "")[:64]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One lease: whose it is, and what the journal has of it.
+
+The header of its record, plain JSON::
+
+    uid, vm     whose, and for which VM
+    since       seconds since the epoch
+    allowed     "yes" without a prompt, "asked" after one
+    shared      part -> ids of the shared records that it uses
+    next        the number that the next grant gets
+    complete    its maker got to the end; without it nobody had an answer
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .journal import Record
+from .kind import Owner
+from .wire import VmName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .kind import ResourceKind
+    from .shared import SharedResources
+    from .steps import Step
+
+RECORD_PREFIX = "lease-"
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """One grant, on its way to the caller; whoever has it owns ``fds``."""
+
+    facts: Mapping[str, object]
+    fds: tuple[int, ...]
+
+    def close(self) -> None:
+        """Close the fds; they were sent, or could not be."""
+        for descriptor in self.fds:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A new lease. Whoever has it owns ``hold``, ``watch`` and the grants' fds."""
+
+    lease: str
+    hold: int
+    watch: int
+    grants: tuple[Granted, ...]
+
+    def close(self) -> None:
+        """Close what goes to the caller; it was sent, or could not be."""
+        os.close(self.hold)
+        for grant in self.grants:
+            grant.close()
+
+
+@dataclass(slots=True)
+class Lease:
+    """One lease, as the journal has it."""
+
+    id: str
+    owner: Owner
+    record: Record
+
+    @classmethod
+    def new(cls, lease_id: str, owner: Owner, allowed: str) -> Lease:
+        """A lease with nothing in it yet."""
+        header: dict[str, object] = {
+            "uid": owner.uid,
+            "vm": owner.vm,
+            "since": int(time.time()),
+            "allowed": allowed,
+            "shared": {},
+            "next": 0,
+            "complete": False,
+        }
+        return cls(lease_id, owner, Record(RECORD_PREFIX + lease_id, header))
+
+    @classmethod
+    def of(cls, record: Record) -> Lease:
+        """A lease from its record; :meth:`is_sound` says whether it is more than steps."""
+        uid = record.header.get("uid")
+        owner = Owner(uid if type(uid) is int else -1, VmName(str(record.header.get("vm"))))
+        return cls(record.id.removeprefix(RECORD_PREFIX), owner, record)
+
+    @property
+    def grants(self) -> Iterator[tuple[str, list[Step]]]:
+        """Id and steps of each."""
+        return iter(self.record.parts.items())
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next grant."""
+        return int(str(self.record.header["next"]))
+
+    @property
+    def shared(self) -> dict[str, list[str]]:
+        """Part to ids of shared records.
+
+        :raise TypeError: the record is not sound.
+        """
+        shared = self.record.header.get("shared")
+        if not isinstance(shared, dict):
+            raise TypeError("shared: not an object")
+        return shared
+
+    def is_sound(self, kinds: Mapping[str, ResourceKind], shared: SharedResources) -> bool:
+        """Whether a record that was read back can be used as a lease, and not only undone."""
+        header = self.record.header
+        try:
+            sound = header["complete"] is True
+            sound = sound and all(isinstance(header[key], str) for key in ("vm", "allowed"))
+            sound = sound and all(type(header[key]) is int for key in ("uid", "since", "next"))
+            for name, steps in self.grants:
+                kinds[kind_word(name)].grant(steps)
+                sound = sound and all(used in shared for used in self.shared[name])
+        except (KeyError, StopIteration, TypeError):
+            return False
+        return sound
+
+
+def kind_word(grant_id: str) -> str:
+    """The kind of a grant: ``tap`` of ``tap0``."""
+    return grant_id.rstrip("0123456789")

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Taking back what a record says, and keeping what would not go.
+
+A step whose undo fails stays in its record, in the journal and here; it is tried again with every
+release and at every start, never on top of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from .errors import HostFailure
+from .steps import take_back
+
+if TYPE_CHECKING:
+    from .host import Host
+    from .journal import Journal, Record
+    from .steps import Step
+
+
+class Undo:
+    """Undoes records, part by part. Worker thread."""
+
+    def __init__(self, host: Host, journal: Journal) -> None:
+        self._host = host
+        self._journal = journal
+        self._stuck: list[Record] = []
+
+    def part(self, record: Record, name: str) -> list[Step]:
+        """Take one part back, whole or half-made; what is stuck stays in the record.
+
+        :return: the steps that the part had.
+        """
+        former = list(record.parts.get(name, ()))
+        if name in record.parts:
+            record.parts[name] = take_back(record.parts[name], self._host)
+            if not record.parts[name]:
+                del record.parts[name]
+        return former
+
+    def record(self, record: Record) -> None:
+        """Take all parts back, last first, and forget the record if nothing is stuck."""
+        for name in reversed(list(record.parts)):
+            self.part(record, name)
+        if not record.parts:
+            self._journal.remove(record.id)
+            return
+        self._stuck.append(record)
+        with contextlib.suppress(HostFailure):
+            self._journal.write(record)
+
+    def retry(self) -> None:
+        """Once more for everything that was stuck."""
+        stuck, self._stuck = self._stuck, []
+        for record in stuck:
+            self.record(record)
