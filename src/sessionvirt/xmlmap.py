@@ -22,6 +22,7 @@ the model's business.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -40,7 +41,7 @@ from .xmlfields import (
     mapped,
     size,
 )
-from .xmltree import Location, Node, read, write
+from .xmltree import Comment, Location, Node, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -224,20 +225,24 @@ def _parts(spec: Spec, node: Node, where: Location) -> Iterator[tuple[Node, Loca
     if parent is None:
         return
     below = where.below("/".join(above), parent.line) if above else where
-    for element, place in _places(parent, below):
-        if element.tag == spec.steps[-1] and spec.selects(element):
+    for element, place in _places(parent, below, spec.steps[-1]):
+        if spec.selects(element):
             yield element, place
             if spec.kind == "child":
                 return
 
 
-def _places(node: Node, where: Location) -> Iterator[tuple[Node, Location]]:
-    """The elements inside, with an index in the path where a name is there more than once."""
-    total = Counter(element.name for element in node.elements())
-    seen: dict[str, int] = {}
-    for element in node.elements():
-        seen[element.name] = index = seen.get(element.name, 0) + 1
-        suffix = f"[{index}]" if total[element.name] > 1 else ""
+def _places(node: Node, where: Location, tag: str | None = None) -> Iterator[tuple[Node, Location]]:
+    """The elements inside, with an index in the path where a name is there more than once.
+
+    :param tag: only these.
+    """
+    inside = [element for element in node.elements() if tag is None or element.tag == tag]
+    total = Counter(element.name for element in inside)
+    seen: Counter[str] = Counter()
+    for element in inside:
+        seen[element.name] += 1
+        suffix = f"[{seen[element.name]}]" if total[element.name] > 1 else ""
         yield element, where.below(element.name + suffix, element.line)
 
 
@@ -297,14 +302,19 @@ def _store_elements(
         return
     parent = parent or _ensure(node, above)
     old = [element for element in parent.elements() if element.tag == tag and spec.selects(element)]
-    if spec.kind == "child":
-        old = old[:1]
-    position = len(parent.children)
-    for gone, new in zip(old, [*written, *[None] * len(old)], strict=False):
-        position = parent.children.index(gone)
-        parent.children[position : position + 1] = [] if new is None else [new]
-        position += new is not None
-    parent.children[position:position] = written[len(old) :]
+    replaced = {id(element) for element in (old[:1] if spec.kind == "child" else old)}
+    waiting = iter(written)
+    result: list[Node | Comment | str] = []
+    end: int | None = None
+    for part in parent.children:
+        if id(part) in replaced:
+            result += itertools.islice(waiting, 1)
+            end = len(result)
+        else:
+            result.append(part)
+    end = len(result) if end is None else end
+    result[end:end] = waiting
+    parent.children = result
 
 
 def _store_scalar(spec: Spec, node: Node, now: Any, default: Any) -> None:

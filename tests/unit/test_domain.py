@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Domains that contradict themselves, domains from hostile bytes, domains of every shape."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from golden.cases import CASES, DIRECTORY
+from sessionvirt.errors import DefinitionError
+from sessionvirt.model.addresses import MacAddress
+from sessionvirt.model.check import check_domain
+from sessionvirt.model.devices import (
+    Cache,
+    CharType,
+    Console,
+    Disk,
+    DiskBus,
+    DiskFormat,
+    Interface,
+    InterfaceType,
+    NicModel,
+)
+from sessionvirt.model.domain import Cpu, CpuMode, Domain, Os, dump_domain, parse_domain
+from sessionvirt.xmltree import MAX_BYTES
+
+pytestmark = pytest.mark.unit
+
+VDA = "<disk type='file'><source file='/a'/><target dev='vda'/></disk>"
+NIC = "<interface type='user'/>"
+
+
+def document(devices: str = "", rest: str = "", name: str = "guest") -> str:
+    """Devices on line 4, the rest on line 3."""
+    return (
+        f"<domain>\n<name>{name}</name><memory unit='MiB'>64</memory>\n{rest}\n"
+        f"<devices>{devices}</devices>\n</domain>"
+    )
+
+
+def with_memory(memory: str) -> str:
+    return document().replace("<memory unit='MiB'>64</memory>", memory)
+
+
+CONTRADICTIONS = {
+    "two boot orders alike": (
+        document(
+            VDA.replace("</disk>", "<boot order='1'/></disk>")
+            + NIC.replace("/>", "><boot order='1'/></interface>")
+        ),
+        "4: /domain/devices/interface/boot/@order",
+    ),
+    "boot order said twice": (
+        document(VDA.replace("</disk>", "<boot order='1'/></disk>"), "<os><boot dev='hd'/></os>"),
+        "4: /domain/devices/disk/boot/@order",
+    ),
+    "boot device listed twice": (
+        document(rest="<os><boot dev='hd'/><boot dev='hd'/></os>"),
+        "3: /domain/os/boot[2]",
+    ),
+    "same target twice": (document(VDA + VDA), "4: /domain/devices/disk[2]/target/@dev"),
+    "same SATA port twice": (
+        document(VDA.replace("vda", "sdb") + VDA.replace("vda", "hdb")),
+        "4: /domain/devices/disk[2]/target/@dev",
+    ),
+    "memory 0": (with_memory("<memory>0</memory>"), "2: /domain/memory"),
+    "no memory": (with_memory(""), "1: /domain/memory"),
+    "current memory above memory": (
+        document(rest="<currentMemory unit='GiB'>1</currentMemory>"),
+        "3: /domain/currentMemory",
+    ),
+    "current vcpus above vcpus": (
+        document(rest="<vcpu current='3'>2</vcpu>"),
+        "3: /domain/vcpu/@current",
+    ),
+    "topology": (
+        document(rest="<cpu><topology sockets='1' cores='2' threads='1'/></cpu>"),
+        "3: /domain/cpu/topology",
+    ),
+    "cdrom on virtio": (
+        document("<disk device='cdrom'><target dev='sda' bus='virtio'/></disk>"),
+        "4: /domain/devices/disk/target/@bus",
+    ),
+    "read-only SATA disk": (
+        document("<disk><source file='/a'/><target dev='sda'/><readonly/></disk>"),
+        "4: /domain/devices/disk/readonly",
+    ),
+    "disk without a source": (
+        document("<disk><target dev='vda'/></disk>"),
+        "4: /domain/devices/disk",
+    ),
+    "native io through the cache": (
+        document(VDA.replace("<source", "<driver io='native'/><source")),
+        "4: /domain/devices/disk/driver/@io",
+    ),
+    "shared qcow2": (
+        document(VDA.replace("<source", "<driver type='qcow2'/><shareable/><source")),
+        "4: /domain/devices/disk/shareable",
+    ),
+    "empty path": (document(VDA.replace("/a", "")), "4: /domain/devices/disk/source/@file"),
+    "multicast MAC": (
+        document("<interface type='user'><mac address='01:00:5e:00:00:01'/></interface>"),
+        "4: /domain/devices/interface/mac/@address",
+    ),
+    "same MAC twice": (
+        document("<interface type='user'><mac address='52:54:00:00:00:01'/></interface>" * 2),
+        "4: /domain/devices/interface[2]/mac/@address",
+    ),
+    "network without a name": (
+        document("<interface type='network'/>"),
+        "4: /domain/devices/interface/source/@network",
+    ),
+    "bridge without a name": (
+        document("<interface type='bridge'/>"),
+        "4: /domain/devices/interface/source/@bridge",
+    ),
+    "user with a bridge": (
+        document("<interface type='user'><source bridge='br0'/></interface>"),
+        "4: /domain/devices/interface/source/@bridge",
+    ),
+    "user with a network": (
+        document("<interface type='user'><source network='n'/></interface>"),
+        "4: /domain/devices/interface/source/@network",
+    ),
+    "interface name too long": (
+        document(f"<interface type='bridge'><source bridge='{'b' * 16}'/></interface>"),
+        "4: /domain/devices/interface/source/@bridge",
+    ),
+    "queues without virtio": (
+        document("<interface type='bridge'><source bridge='b'/><driver queues='2'/></interface>"),
+        "4: /domain/devices/interface/driver/@queues",
+    ),
+    "initrd without kernel": (
+        document(rest="<os><initrd>/i</initrd></os>"),
+        "3: /domain/os/initrd",
+    ),
+    "file console without a file": (
+        document("<console type='file'/>"),
+        "4: /domain/devices/console/source/@path",
+    ),
+    "two on the terminal": (
+        document("<serial type='stdio'/><serial type='stdio'/>"),
+        "4: /domain/devices/serial[2]",
+    ),
+    "two serial consoles": (
+        document("<console type='pty'/><console type='pty'/>"),
+        "4: /domain/devices/console[2]",
+    ),
+    "same serial port twice": (
+        document("<serial type='pty'><target port='1'/></serial>" * 2),
+        "4: /domain/devices/serial[2]/target/@port",
+    ),
+    "VNC port too low": (
+        document("<graphics type='vnc' port='80'/>"),
+        "4: /domain/devices/graphics/@port",
+    ),
+    "VNC on a name": (
+        document("<graphics type='vnc' listen='localhost,password=off'/>"),
+        "4: /domain/devices/graphics",
+    ),
+    "empty name": (document(name=" "), "2: /domain/name"),
+    "slash in the name": (document(name="a/b"), "2: /domain/name"),
+    "newline in the name": (document(name="a&#10;b"), "2: /domain/name"),
+    "escape in the name": (document(name="a\u009bb"), "2: /domain/name"),
+    "name too long": (document(name="\u00e9" * 128), "2: /domain/name"),
+    "disk of another type": (
+        document("<disk type='network'><target dev='vda'/></disk>"),
+        "4: /domain/devices/disk/@type",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", CONTRADICTIONS)
+def test_contradiction(which: str) -> None:
+    text, place = CONTRADICTIONS[which]
+    with pytest.raises(DefinitionError) as caught:
+        parse_domain(text, file="guest.xml")
+    assert caught.value.evidence == f"guest.xml:{place}"
+    assert place.partition(" ")[2] in caught.value.cause
+    assert caught.value.advice.endswith(".")
+
+
+def test_the_plain_document_is_fine() -> None:
+    assert parse_domain(document(VDA + NIC), strict=True).value.disks[0].target == "vda"
+
+
+def test_a_live_network_interface_may_name_its_bridge() -> None:
+    """libvirt writes the bridge beside the network while the domain runs."""
+    nic = "<interface type='network'><source network='default' bridge='virbr0'/></interface>"
+    assert parse_domain(document(nic)).value.interfaces[0].network == "default"
+
+
+def test_a_name_of_255_bytes_is_fine() -> None:
+    assert parse_domain(document(name="n" * 255)).value.name == "n" * 255
+
+
+def test_text_that_is_not_utf_8_is_refused() -> None:
+    disk = Disk(file="/a\udcff", target="vda")
+    with pytest.raises(DefinitionError, match="UTF-8"):
+        check_domain(Domain(name="a", memory=1 << 20, disks=(disk,)))
+
+
+# -- hostile input ---------------------------------------------------------------------------------
+
+SEEDS = [(DIRECTORY / f"{case}.xml").read_bytes() for case in CASES]
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_mutilated_documents(data: st.DataObject) -> None:
+    """Real documents with pieces replaced: a domain, or a DefinitionError; nothing else."""
+    seed = data.draw(st.sampled_from(SEEDS))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(seed)))
+        end = data.draw(st.integers(start, min(len(seed), start + 20)))
+        piece = data.draw(
+            st.binary(max_size=6)
+            | st.sampled_from([b"'", b"<x/>", b"-1", b"999999999999999999999999", b"&#0;", b"\n"])
+        )
+        seed = seed[:start] + piece + seed[end:]
+    try:
+        parsed = parse_domain(seed)
+    except DefinitionError:
+        return
+    assert parse_domain(dump_domain(parsed.value)).value == parsed.value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(data: bytes) -> None:
+    with contextlib.suppress(DefinitionError):
+        parse_domain(data)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<x{}/>",
+        "<x/>",
+        "<disk><source file='/a'/><target dev='vda'/></disk>",
+        "<controller type='pci' index='{}'/>",
+        "<interface type='user'/>",
+        "<rng><x/></rng>",
+        "<graphics type='x'/>",
+    ],
+)
+def test_many_of_one_kind_take_no_longer_than_they_must(unit: str) -> None:
+    """As many as the size limit lets in; quadratic work would take minutes."""
+    body = "".join(unit.format(index) for index in range((MAX_BYTES - 1000) // len(unit)))
+    start = time.monotonic()
+    with contextlib.suppress(DefinitionError):
+        dump_domain(parse_domain(document(body)).value)
+    assert time.monotonic() - start < 20
+
+
+# -- domains of every shape ------------------------------------------------------------------------
+
+TEXT = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff\u2028\u2029"),
+    min_size=1,
+    max_size=20,
+)
+NAMES = TEXT.filter(lambda text: "/" not in text and bool(text.strip()))
+DISKS = st.builds(
+    Disk,
+    file=TEXT,
+    format=st.sampled_from(DiskFormat),
+    cache=st.sampled_from(Cache),
+    bus=st.none() | st.just(DiskBus.VIRTIO),
+    target=st.sampled_from(["vda", "vdb", "vdc", "vdzz"]),
+    readonly=st.booleans(),
+    serial=st.none() | st.just("A 1"),
+)
+INTERFACES = st.builds(
+    Interface,
+    type=st.just(InterfaceType.BRIDGE),
+    bridge=st.just("br0"),
+    mac=st.none() | st.integers(0, 0xFF).map(lambda n: MacAddress(f"52:54:00:00:00:{n:02x}")),
+    model=st.just(NicModel.VIRTIO),
+    queues=st.integers(1, 4),
+    mtu=st.none() | st.integers(68, 65535),
+)
+DOMAINS = st.builds(
+    Domain,
+    name=NAMES,
+    title=st.none() | TEXT,
+    description=st.none() | st.just(""),
+    memory=st.integers(1, 1 << 40),
+    vcpus=st.integers(1, 64),
+    os=st.none() | st.builds(Os, kernel=TEXT, cmdline=st.none() | TEXT),
+    cpu=st.none() | st.builds(Cpu, mode=st.sampled_from(CpuMode)),
+    disks=st.lists(DISKS, max_size=3, unique_by=lambda disk: disk.target).map(tuple),
+    interfaces=st.lists(INTERFACES, max_size=3, unique_by=lambda nic: nic.mac).map(tuple),
+    consoles=st.none().map(lambda _: ()) | st.just((Console(type=CharType.PTY),)),
+)
+
+
+@given(DOMAINS)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_what_is_written_is_read(domain: Domain) -> None:
+    check_domain(domain)
+    text = dump_domain(domain)
+    parsed = parse_domain(text, strict=True)
+    assert parsed.value == domain
+    assert dump_domain(parsed.value) == text
+
+
+def test_a_change_survives() -> None:
+    domain = parse_domain(SEEDS[CASES.index("virt-manager")]).value
+    changed = dataclasses.replace(domain, memory=1 << 30, current_memory=None, disks=())
+    text = dump_domain(changed)
+    assert parse_domain(text).value == changed
+    assert "<channel type='unix'>" in text
+
+
+def test_the_import_stays_lean() -> None:
+    """The command reads XML before it needs any of these; each costs more than the model."""
+    script = "import sys, sessionvirt.model.domain; print(*sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "sessionvirt.model.domain" in output
+    assert not {"asyncio", "json", "uuid", "xml.etree.ElementTree", "subprocess"} & set(output)
