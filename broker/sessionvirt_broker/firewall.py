@@ -200,16 +200,19 @@ class Firewall:
             self._run(tables)
         self._uplinks = frozenset()
 
-    def drops(self) -> dict[int, dict[str, int]]:
-        """Frames dropped: ifindex to reason to count; reasons of zero are left out."""
-        result: dict[int, dict[str, int]] = {}
+    def drops(self) -> dict[str, dict[str, int]]:
+        """Frames dropped: interface to reason to count; reasons of zero are left out.
+
+        libnftables writes an index as the interface's name, and as a number once it is gone.
+        """
+        result: dict[str, dict[str, int]] = {}
         for reason in REASONS:
             for item in self._list("set", _named(_BRIDGE, f"dropped_{reason}")):
                 for entry in item.get("set", {}).get("elem", []):
                     element = entry["elem"]
                     packets = element["counter"]["packets"]
                     if packets:
-                        result.setdefault(int(element["val"]), {})[reason] = packets
+                        result.setdefault(str(element["val"]), {})[reason] = packets
         return result
 
     def foreign_forward_drops(self) -> list[str]:

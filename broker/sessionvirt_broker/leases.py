@@ -134,10 +134,10 @@ class Leases:
         for lease in self._leases.values():
             if uid is not None and lease.owner.uid != uid:
                 continue
-            grants = [self._facts(name, steps) for name, steps in lease.grants]
+            grants = [{**self._facts(name, steps), "fds": []} for name, steps in lease.grants]
             dropped: Counter[str] = Counter()
             for facts in grants:
-                dropped.update(drops.get(int(str(facts["ifindex"])), {}))
+                dropped.update(drops.get(str(facts["ifname"]), {}))
             listed.append(
                 {
                     "lease": lease.id,
