@@ -32,12 +32,12 @@ def main_console(domain: Domain) -> tuple[str, CharType] | None:
     The first ``<console>``; without one the first serial port; without either None.
     """
     ports = _ports(domain)
-    names = {id(port): name for name, port in ports}
-    for console in domain.consoles:
-        name = names.get(id(console), ports[0][0])
-        port = next(port for found, port in ports if found == name)
-        return character_device(name), port.type
-    return (character_device(ports[0][0]), ports[0][1].type) if ports else None
+    if not ports:
+        return None
+    first = domain.consoles[0] if domain.consoles else None
+    virtio = first is not None and first.target is ConsoleTarget.VIRTIO
+    name, port = next(p for p in ports if p[0] == "console0") if virtio else ports[0]
+    return character_device(name), port.type
 
 
 def _ports(domain: Domain) -> list[tuple[str, Serial | Console]]:

@@ -13,6 +13,7 @@ whether there is one or not.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.addresses import PciAddress
@@ -34,6 +35,10 @@ _SATA_PLACE: Final = (0, 0x1F, 2)
 _ROOT_MODELS: Final = (ControllerModel.PCI_ROOT, ControllerModel.PCIE_ROOT)
 
 
+class _FullError(Exception):
+    """No slot is left."""
+
+
 class PciLayout:
     """Gives out addresses for one command line.
 
@@ -42,6 +47,7 @@ class PciLayout:
     """
 
     def __init__(self, domain: Domain, *, express: bool) -> None:
+        self._domain = domain
         self._express = express
         self._root = "pcie.0" if express else "pci.0"
         self.display_slot = 1 if express else 2
@@ -56,22 +62,30 @@ class PciLayout:
             if device.address is not None and not self._built_in(device):
                 self._reserve(device.address)
         self._busy = {key[0] for key in self._used}
-        for index in sorted(self._declared):
-            self._add_port(index, self._declared[index])
+        for index, controller in sorted(self._declared.items(), key=lambda item: item[0]):
+            try:
+                self._add_port(index, controller)
+            except _FullError:
+                controller.where.refuse("no PCI slot is left", "Use fewer controllers.")
 
     def place(self, device: Device | None, *, legacy: bool = False) -> dict[str, object]:
         """The properties that put a device where it belongs.
 
         :param device: None: one that the document does not name.
         :param legacy: conventional PCI.
+        :raise DefinitionError: no slot is left.
         """
         if device is not None and device.address is not None:
             return self._fixed(device.address)
-        if not self._express:
-            return self._on_root(3)
-        if legacy:
-            return self._on_root(_LEGACY_SLOT)
-        return {"bus": f"pci.{self._free_port()}", "addr": "0x0"}
+        try:
+            if not self._express:
+                return self._on_root(3)
+            if legacy:
+                return self._on_root(_LEGACY_SLOT)
+            return {"bus": f"pci.{self._free_port()}", "addr": "0x0"}
+        except _FullError:
+            where = device.where if device is not None else self._domain.where
+            where.refuse("no PCI slot is left", "Use fewer devices.")
 
     def place_display(self, device: Device | None) -> dict[str, object]:
         """The same for the primary display."""
@@ -82,8 +96,8 @@ class PciLayout:
 
     def ports(self) -> tuple[dict[str, object], ...]:
         """The root ports, spare ones included, for the front of the command line. Call it last."""
-        if self._express:
-            while len(self._ports.keys() - self._busy) < SPARE_PORTS:
+        with contextlib.suppress(_FullError):
+            while self._express and len(self._ports.keys() - self._busy) < SPARE_PORTS:
                 self._add_port(self._next_index(), None)
         return tuple(self._ports[index] for index in sorted(self._ports))
 
@@ -159,7 +173,7 @@ class PciLayout:
             if not any((0, slot, function) in self._used for function in range(8)):
                 self._used[0, slot, 0] = "another device"
                 return {"bus": self._root, "addr": hex(slot)}
-        raise ValueError("no free PCI slot")
+        raise _FullError
 
     def _free_port(self) -> int:
         free = sorted(self._ports.keys() - self._busy)
@@ -170,7 +184,10 @@ class PciLayout:
         return index
 
     def _next_index(self) -> int:
-        return next(index for index in range(1, 256) if index not in self._ports)
+        for index in range(1, 256):
+            if index not in self._ports:
+                return index
+        raise _FullError
 
     def _add_port(self, index: int, controller: Controller | None) -> None:
         if controller is not None and controller.address is not None:
@@ -200,7 +217,7 @@ class PciLayout:
                 for function, owner in taken.items():
                     if owner is None:
                         return slot, function
-        raise ValueError("no free slot for a root port")
+        raise _FullError
 
 
 def _devices(domain: Domain) -> Iterator[Device]:

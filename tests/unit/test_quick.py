@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Domains for people without XML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from golden.cases import BINARY, wiring
+from sessionvirt.errors import DefinitionError, NotFoundError, UsageError
+from sessionvirt.model.devices import CharType, DiskFormat, InterfaceType
+from sessionvirt.model.domain import dump_domain, parse_domain
+from sessionvirt.model.quick import QuickDisk, QuickNetwork, disk_format, quick_domain
+from sessionvirt.qemu.command import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "my disk (1).qcow2"
+    path.write_bytes(b"QFI\xfb" + bytes(200))
+    return path
+
+
+def test_a_disk(disk: Path) -> None:
+    domain = quick_domain(
+        [QuickDisk(disk)],
+        memory_mib=2048,
+        vcpus=2,
+        networks=[QuickNetwork("default"), QuickNetwork(bridge="br0"), QuickNetwork()],
+    )
+    assert domain.name == "my-disk-1"
+    assert (domain.memory, domain.vcpus) == (2 << 30, 2)
+    assert domain.disks[0].file == str(disk)
+    assert domain.disks[0].format is DiskFormat.QCOW2
+    assert [nic.type for nic in domain.interfaces] == list(InterfaceType)
+    assert parse_domain(dump_domain(domain), strict=True).value == domain
+    assert build(domain, BINARY, wiring(domain)).argv
+
+
+def test_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kernel = tmp_path / "vmlinuz-6.1"
+    domain = quick_domain(
+        kernel=kernel.relative_to(tmp_path),
+        initrd=tmp_path / "i",
+        append="console=ttyS0",
+        console=CharType.STDIO,
+        networks=(),
+    )
+    assert domain.os is not None
+    assert (domain.os.kernel, domain.os.cmdline) == (str(kernel), "console=ttyS0")
+    assert domain.name == "vmlinuz-6"
+    assert domain.consoles[0].type is CharType.STDIO
+    assert domain.interfaces == ()
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [(b"", "raw"), (b"QFI\xfb", "qcow2"), (b"\x7fELF", "raw"), (bytes(600), "raw")],
+)
+def test_format(tmp_path: Path, head: bytes, found: str) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(head)
+    assert disk_format(path) == found
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [(b"KDMV", "vmdk"), (bytes(64) + b"\x7f\x10\xda\xbe", "vdi"), (b"vhdxfile", "vhdx")],
+)
+def test_other_formats_are_not_taken_for_raw(tmp_path: Path, head: bytes, name: str) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(head)
+    with pytest.raises(UsageError, match=name) as caught:
+        disk_format(path)
+    assert "qemu-img convert" in caught.value.advice
+
+
+def test_a_format_that_is_said_is_believed(disk: Path) -> None:
+    domain = quick_domain([QuickDisk(disk, DiskFormat.RAW)])
+    assert domain.disks[0].format is DiskFormat.RAW
+
+
+def test_what_cannot_be(tmp_path: Path, disk: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to boot"):
+        quick_domain()
+    with pytest.raises(NotFoundError, match="cannot be read"):
+        quick_domain([QuickDisk(tmp_path / "absent")])
+    with pytest.raises(UsageError, match="26 disks"):
+        quick_domain([QuickDisk(disk)] * 27)
+    with pytest.raises(DefinitionError, match="memory"):
+        quick_domain([QuickDisk(disk)], memory_mib=0)
+    with pytest.raises(DefinitionError, match="kernel"):
+        quick_domain([QuickDisk(disk)], append="quiet")
