@@ -37,6 +37,15 @@ def test_a_rule_for_one_user_leaves_the_others(polkit: Polkit, alice: User, bob:
     assert bob.run(CHECK).returncode == WOULD_ASK
 
 
+def test_a_rule_can_go_by_group(polkit: Polkit, alice: User, carol: User) -> None:
+    polkit.rules(
+        "polkit.addRule(function (action, subject) {"
+        ' return subject.isInGroup("sessionvirt") ? "yes" : "no"; });'
+    )
+    assert alice.run(CHECK).returncode == YES
+    assert carol.run(CHECK).returncode == NO
+
+
 def test_polkit_can_be_absent(polkit: Polkit, alice: User) -> None:
     polkit.stop()
     assert alice.run(CHECK).returncode not in (YES, NO, WOULD_ASK)

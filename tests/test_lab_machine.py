@@ -35,11 +35,12 @@ def test_the_outside_has_no_route_back_to_a_guest(outside: Outside) -> None:
     assert "default" not in outside.run(["ip", "route"])
 
 
-def test_an_ordinary_user_has_no_capability_and_no_group_but_the_own(alice: User) -> None:
-    status = alice.run(["cat", "/proc/self/status"]).stdout
-    assert "CapEff:\t0000000000000000" in status
-    assert f"Groups:\t{alice.gid} \n" in status or "Groups:\t \n" in status
-    assert alice.run(["id", "-un"]).stdout == "alice\n"
+def test_an_ordinary_user_has_no_capability_and_the_groups_of_a_login(
+    alice: User, carol: User
+) -> None:
+    assert "CapEff:\t0000000000000000" in alice.run(["cat", "/proc/self/status"]).stdout
+    assert alice.run(["id", "-Gn"]).stdout == "alice sessionvirt\n"
+    assert carol.run(["id", "-Gn"]).stdout == "carol\n"
 
 
 def test_an_ordinary_user_cannot_read_anothers_home(alice: User, bob: User) -> None:

@@ -60,7 +60,7 @@ RESTRICTED: dict[str, tuple[str, ...]] = {
     "nftables": ("sessionvirt_broker.firewall",),
     "pyroute2": ("sessionvirt_broker.netlink",),
     "qemu": ("sessionvirt.qemu.qmp",),
-    # The broker starts dnsmasq, and as root its own keeper; nothing of a caller's is in either argv.
+    # The broker starts dnsmasq and, as root, its own keeper; neither argv has a thing of a caller.
     "subprocess": ("sessionvirt.*", "sessionvirt_broker.keeper", "sessionvirt_broker.privileges"),
 }
 

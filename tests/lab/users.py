@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Run programs as an ordinary user: no capability, no group but one's own, a clean environment."""
+"""Run programs as an ordinary user: no capability, the groups of a login, a clean environment."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ class User:
         """
         entry = pwd.getpwnam(name)
         return cls(name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir))
+
+    @property
+    def groups(self) -> list[int]:
+        """What a login would set. polkit of Debian 13 goes by these, not by /etc/group."""
+        return os.getgrouplist(self.name, self.gid)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,7 +85,7 @@ class User:
             env={**self.environment, **(environment or {})},
             user=self.uid,
             group=self.gid,
-            extra_groups=[],
+            extra_groups=self.groups,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -106,7 +111,7 @@ class User:
             env={**self.environment, **(environment or {})},
             user=self.uid,
             group=self.gid,
-            extra_groups=[],
+            extra_groups=self.groups,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
