@@ -20,10 +20,11 @@ from golden.cases import BINARY, CASES, DIRECTORY
 from sessionvirt.model.addresses import MacAddress
 from sessionvirt.model.domain import parse_domain
 from sessionvirt.model.needs import needs
-from sessionvirt.qemu.command import build
+from sessionvirt.qemu.command import build, preparations
 from sessionvirt.qemu.wiring import Accelerator, PasstWiring, UserWiring, Wiring
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sessionvirt.model.domain import Domain
@@ -83,6 +84,7 @@ def prepare(case: str, where: Path) -> Domain:
         (where / name).mkdir()
         text = text.replace(f"/{name}", f"{where}/{name}")
     text = text.replace("machine='pc-q35-7.2'", "machine='q35'")
+    text = text.replace("port='5907' autoport='no'", "port='-1'")  # may be taken here
     domain = parse_domain(text, file=case).value
     for disk in domain.disks:
         if disk.file is not None and disk.format == "qcow2":
@@ -96,14 +98,18 @@ def prepare(case: str, where: Path) -> Domain:
     return domain
 
 
-def quit_politely(ours: socket.socket) -> list[dict[str, object]]:
-    """A QMP conversation: what runs, which devices are there, and the end."""
-    commands = ("qmp_capabilities", "query-status", "query-pci", "query-block", "quit")
+def quit_politely(ours: socket.socket, domain: Domain) -> list[dict[str, object]]:
+    """A QMP conversation: what prepares the domain, what is there, and the end."""
+    commands: list[tuple[str, Mapping[str, object]]] = [
+        ("qmp_capabilities", {}),
+        *preparations(domain),
+        *((name, {}) for name in ("query-status", "query-pci", "query-block", "quit")),
+    ]
     replies: list[dict[str, object]] = []
     with ours.makefile("rw") as stream:
         assert "QMP" in json.loads(stream.readline())
-        for name in commands:
-            stream.write(json.dumps({"execute": name}) + "\n")
+        for name, arguments in commands:
+            stream.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
         stream.flush()
         while len(replies) < len(commands):
             reply = json.loads(stream.readline())
@@ -140,7 +146,7 @@ def test_qemu_takes_it(case: str, real: Capabilities, tmp_path: Path) -> None:
         theirs.close()
         ours.settimeout(PATIENCE)
         try:
-            replies = quit_politely(ours)
+            replies = quit_politely(ours, domain)
             output, _ = child.communicate(timeout=PATIENCE)
         except (OSError, ValueError, AssertionError):
             child.kill()

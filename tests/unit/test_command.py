@@ -28,7 +28,7 @@ from sessionvirt.model.devices import (
     Serial,
 )
 from sessionvirt.model.domain import Domain, Os, QemuArgument, parse_domain
-from sessionvirt.qemu.command import build
+from sessionvirt.qemu.command import build, preparations
 from sessionvirt.qemu.command_consoles import main_console
 from sessionvirt.qemu.option import joined, structured
 from sessionvirt.qemu.wiring import Accelerator, PasstWiring, TapWiring, UserWiring, Wiring
@@ -275,6 +275,16 @@ def test_more_than_the_network_carries() -> None:
     with pytest.raises(DefinitionError, match="carries 1500 bytes") as caught:
         build(domain, BINARY, wiring)
     assert caught.value.evidence == "guest.xml:2: /domain/devices/interface/mtu/@size"
+
+
+def test_what_is_said_over_qmp() -> None:
+    assert preparations(parsed("interfaces").value) == (
+        ("set_link", {"name": "net1", "up": False}),
+    )
+    assert preparations(parsed("linux").value) == (("balloon", {"value": 384 << 20}),)
+    none = "<memballoon model='none'/>"
+    assert preparations(document(none, "<currentMemory>1024</currentMemory>")) == ()
+    assert preparations(document(rest="<currentMemory unit='MiB'>64</currentMemory>")) == ()
 
 
 # -- stability and defaults ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.check import check_domain
+from sessionvirt.model.devices import BalloonModel, LinkState
 from sessionvirt.model.domain import (
     ClockOffset,
     CpuMode,
@@ -26,7 +27,7 @@ from sessionvirt.model.domain import (
     TickPolicy,
 )
 
-from .board import Board
+from .board import Board, interface_id
 from .command_consoles import console_arguments
 from .command_devices import (
     balloon_arguments,
@@ -40,12 +41,14 @@ from .option import joined, structured
 from .wiring import Accelerator
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sessionvirt.model.domain import Domain
 
     from .capabilities import Capabilities
     from .wiring import Wiring
 
-__all__ = ["MONITOR", "Command", "build"]
+__all__ = ["MONITOR", "Command", "build", "preparations"]
 
 #: The character device that carries QMP.
 MONITOR: Final = "monitor"
@@ -99,6 +102,19 @@ def build(domain: Domain, capabilities: Capabilities, wiring: Wiring) -> Command
         *(argument.value for argument in domain.qemu_arguments),
     )
     return Command(argv, tuple((v.name, v.value) for v in domain.qemu_environment))
+
+
+def preparations(domain: Domain) -> tuple[tuple[str, Mapping[str, object]], ...]:
+    """What the command line cannot say: QMP commands with arguments, for before the guest runs."""
+    commands: list[tuple[str, Mapping[str, object]]] = []
+    for index, nic in enumerate(domain.interfaces):
+        if nic.link is LinkState.DOWN:
+            commands.append(("set_link", {"name": interface_id(index), "up": False}))
+    no_balloon = domain.balloon is not None and domain.balloon.model is BalloonModel.NONE
+    current = domain.current_memory
+    if current is not None and current != domain.memory and not no_balloon:
+        commands.append(("balloon", {"value": current}))
+    return tuple(commands)
 
 
 def _process(domain: Domain, wiring: Wiring) -> list[str]:
