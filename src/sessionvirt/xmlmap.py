@@ -323,8 +323,6 @@ def _store_scalar(spec: Spec, node: Node, now: Any, default: Any) -> None:
         said = _scalar(spec, target) if target is not None else None
     except ValueError:  # lenient: what was not understood stays unless something is set
         said = default
-        if now == default:
-            return
     if now == said or (said is None and now == default and node.line):
         return
     if now is None or (now is False and spec.kind == "flag"):
