@@ -45,7 +45,7 @@ TOOLS = {
 }
 
 #: With CI=true no test may be skipped for want of one of these.
-NO_EXCUSE = re.compile(r"\b(root|qemu\S*|dbus\S*|polkit\S*|nft\S*)\b", re.IGNORECASE)
+NO_EXCUSE = re.compile(r"(needs|not) root|\b(qemu|dbus|polkit|nft)", re.IGNORECASE)
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -168,6 +168,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     lasting = frozenset(one.pid for one in LASTING if one.process is not None)
     left = tasks + leaks.left_behind(before, leaks.snapshot(privileged=privileged), lasting)
+    leaks.reap_orphans(lasting)
     if left:
         pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
 

@@ -45,10 +45,11 @@ def leave_a_process() -> Callable[[], None]:
 
 
 def leave_an_orphan() -> Callable[[], None]:
-    run("sh", "-c", "sleep 60 >/dev/null 2>&1 &")
+    shell = ["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"]
+    orphan = int(subprocess.run(shell, stdout=subprocess.PIPE, check=True).stdout)
 
     def undo() -> None:
-        assert os.wait()[1] == 9
+        assert os.waitpid(orphan, 0)[1] == 9
 
     return undo
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lab.namespaces import LAB
 
-__all__ = ["Snapshot", "adopt_orphans", "left_behind", "snapshot"]
+__all__ = ["Snapshot", "adopt_orphans", "left_behind", "reap_orphans", "snapshot"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -43,6 +43,15 @@ class Snapshot:
 def adopt_orphans() -> None:
     """Become the parent of whatever our children leave behind, so that it is seen."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(expected: frozenset[int]) -> None:
+    """Take the exit statuses of adopted children that ended, which nobody else will ask for.
+
+    :param expected: children whose status somebody will ask for.
+    """
+    for pid in set(_children(os.getpid())) - expected:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
 
 def snapshot(*, privileged: bool) -> Snapshot:
