@@ -242,23 +242,13 @@ class BrokerClient:
             "Acquire", "a(sa{sv})a{sv}", body, interactive=interactive, answers="ohaa{sv}"
         )
         fds = data.Descriptors(owned)
-        taken: list[Fd] = []
         try:
             path, hold_index, rows = reply.body
             hold = fds.take(hold_index, "hold")
-            taken.append(hold)
-            grants = []
-            for row in data.rows(rows, "grants"):
-                grant = data.read_grant(row, fds)
-                taken.extend(grant.fds)
-                grants.append(grant)
-            fds.finish()
+            grants = tuple(data.read_grant(row, fds) for row in data.rows(rows, "grants"))
             _check_grants(requests, grants)
-            return data.Lease(path, hold, tuple(grants))
-        except BaseException:
-            for fd in taken:
-                fd.close()
-            raise
+            fds.finish()
+            return data.Lease(path, hold, grants)
         finally:
             fds.close()
 
@@ -366,7 +356,7 @@ class BrokerClient:
         """Own the descriptors of every message; hand an answer to who waits for it."""
         from dbus_fast import MessageType
 
-        fds = [Fd(number) for number in message.unix_fds or ()]
+        fds = [Fd.received(number) for number in message.unix_fds or ()]
         if message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR):
             future = self._pending.pop(message.reply_serial or 0, None)
             if future is not None and not future.done():

@@ -299,38 +299,41 @@ def rows(values: object, what: str) -> tuple[Fields, ...]:
 
 
 class Descriptors:
-    """The descriptors of one answer, handed out once each; what was not handed out is closed."""
+    """The descriptors of one answer, handed out once each.
+
+    Until :meth:`finish` they all belong to this object, also those that were handed out: an answer
+    that turns out to be wrong at its end leaves nothing.
+    """
 
     def __init__(self, fds: Sequence[Fd]) -> None:
-        self._fds: list[Fd | None] = list(fds)
+        self._fds = list(fds)
+        self._left = set(range(len(fds)))
 
-    def take(self, index: object, what: str) -> Fd:
+    def take(self, index: int, what: str) -> Fd:
         """Return the descriptor that an ``h`` means.
 
         :raise BrokerUnavailableError: there is none, or it was handed out before.
         """
-        if not isinstance(index, int) or not 0 <= index < len(self._fds):
+        if index >= len(self._fds):
             raise malformed(f"{what}: no descriptor came with it")
-        fd = self._fds[index]
-        if fd is None:
+        if index not in self._left:
             raise malformed(f"{what}: its descriptor belongs to something else")
-        self._fds[index] = None
-        return fd
+        self._left.remove(index)
+        return self._fds[index]
 
     def finish(self) -> None:
-        """Check that none is left.
+        """Give away what was handed out; the answer is complete.
 
         :raise BrokerUnavailableError: more came than the answer speaks of.
         """
-        left = sum(fd is not None for fd in self._fds)
-        if left:
-            raise malformed(f"{left} descriptors more than the answer speaks of")
+        if self._left:
+            raise malformed(f"{len(self._left)} descriptors more than the answer speaks of")
+        self._fds.clear()
 
     def close(self) -> None:
-        """Close those that were not handed out."""
+        """Close those that were not given away."""
         for fd in self._fds:
-            if fd is not None:
-                fd.close()
+            fd.close()
 
 
 def read_grant(fields: Fields, fds: Descriptors | None) -> TapGrant:

@@ -36,6 +36,15 @@ class Fd:
             raise ValueError(f"not a file descriptor: {number}")
         self._number = number
 
+    @classmethod
+    def received(cls, number: int) -> Self:
+        """Own a descriptor that came through a socket, which Python leaves inheritable.
+
+        A child that another thread forks in between still gets it.
+        """
+        os.set_inheritable(number, False)  # noqa: FBT003 - positional only
+        return cls(number)
+
     def __repr__(self) -> str:
         return f"<Fd {self._number}>" if self._number >= 0 else "<Fd closed>"
 

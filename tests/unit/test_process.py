@@ -73,7 +73,7 @@ def test_it_inherits_what_is_named_and_a_constructed_environment(
 
     async def run() -> str:
         kept, other = os.pipe()
-        os.set_inheritable(other, *(True,))
+        os.set_inheritable(other, True)  # noqa: FBT003 - positional only
         try:
             script = "test -e /proc/self/fd/$1 && ! test -e /proc/self/fd/$2 && env >&2"
             argv = shell(script, str(kept), str(other))

@@ -128,7 +128,7 @@ async def probe(binary: str) -> Capabilities:
     ]  # fmt: skip
     async with launch(argv, patience=_PROBE_PATIENCE) as running:
         try:
-            return await _ask(binary, running.monitor)
+            return await _ask_in_time(binary, running.monitor)
         except QemuError as error:
             raise LaunchError(
                 f"{binary} does not answer as QEMU does: {error.cause}",
@@ -136,6 +136,16 @@ async def probe(binary: str) -> Capabilities:
                 command=tuple(argv),
                 stderr="\n".join(filter(None, (error.evidence, running.child.stderr))),
             ) from error
+
+
+async def _ask_in_time(binary: str, monitor: Monitor) -> Capabilities:
+    import asyncio
+
+    try:
+        async with asyncio.timeout(_PROBE_PATIENCE):
+            return await _ask(binary, monitor)
+    except TimeoutError:
+        raise QemuError(f"no answer within {_PROBE_PATIENCE:g} s") from None
 
 
 async def _ask(binary: str, monitor: Monitor) -> Capabilities:

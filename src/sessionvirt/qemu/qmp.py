@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sessionvirt.errors import QemuError
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Monitor", "expect"]
 
 _T = TypeVar("_T")
+
+#: Seconds for the answer to a command. QEMU's main loop may be busy, not that busy.
+_PATIENCE: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,16 @@ class Monitor:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Run a command and return its answer.
 
-        :raise QemuError: QEMU refuses it, or the conversation ends before the answer.
+        :raise QemuError: QEMU refuses it, the conversation ends before the answer, or no answer
+            comes within a minute.
         """
         from qemu.qmp import ExecuteError, QMPError
 
         try:
-            return await self._client.execute(command, arguments)
+            async with asyncio.timeout(_PATIENCE):
+                return await self._client.execute(command, arguments)
+        except TimeoutError:
+            raise QemuError(f"QEMU did not answer {command} within {_PATIENCE:g} s") from None
         except ExecuteError as error:
             refusal = str(error)
             raise QemuError(f"QEMU refused {command}: {refusal}") from error

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A broker that misbehaves: ``broker.py ADDRESS MODE``. Prints "ready" when it owns the name.
+
+Its descriptors are those of pipes and of /dev/null; a client cannot tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+
+BUS_NAME = "org.sessionvirt.Broker1"
+LEASE = "/org/sessionvirt/Broker1/lease/0123456789abcdef"
+
+
+def grant(number: int, queues: list[int]) -> dict[str, Variant]:
+    return {
+        "id": Variant("s", f"tap{number}"),
+        "kind": Variant("s", "tap"),
+        "fds": Variant("ah", queues),
+        "ifname": Variant("s", "svt0123"),
+        "ifindex": Variant("u", 42),
+        "mac": Variant("s", "52:54:00:01:02:03"),
+        "mtu": Variant("u", 1500),
+        "network": Variant("s", "default"),
+        "ipv4": Variant("as", ["10.213.80.9"]),
+        "ipv6": Variant("as", []),
+    }
+
+
+def plan() -> dict[str, Variant]:
+    row = {key: Variant("s", key) for key in ("kind", "verdict", "action", "reason")}
+    return {
+        "verdict": Variant("s", "ask"),
+        "action": Variant("s", "org.sessionvirt.broker1.tap-network"),
+        "prompt": Variant("s", "Authentication is required"),
+        "requests": Variant("aa{sv}", [row]),
+        "steps": Variant("a(ss)", [["make a TAP", "close it"]]),
+    }
+
+
+def lease() -> dict[str, Variant]:
+    row = grant(0, [])
+    return {
+        "lease": Variant("o", LEASE),
+        "vm": Variant("s", "guest"),
+        "uid": Variant("u", 1000),
+        "state": Variant("s", "held"),
+        "since": Variant("t", 1_700_000_000),
+        "allowed": Variant("s", "asked"),
+        "grants": Variant("aa{sv}", [row]),
+        "drops": Variant("a{st}", {"mac": 3, "arp": 0}),
+    }
+
+
+def network() -> dict[str, Variant]:
+    texts = {"name": "default", "type": "network", "mode": "nat", "bridge": "svt-default"}
+    return {
+        **{key: Variant("s", value) for key, value in texts.items()},
+        "up": Variant("b", True),  # noqa: FBT003 - the library's own signature
+        "ipv4": Variant("s", "10.213.80.1/20"),
+        "ipv6": Variant("s", ""),
+        "leases": Variant("u", 1),
+    }
+
+
+def facts() -> dict[str, Variant]:
+    texts = {"version": "1", "boot_id": "b", "polkit": "absent", "nft_tables": "foreign",
+             "dnsmasq": "", "configuration": "broker.toml:3: no such key"}  # fmt: skip
+    flags = {"ip_forward": True, "bridge_nf_call": True, "systemd": False, "tun": False}
+    lists = {"capabilities": ["CAP_KILL"], "missing_capabilities": ["CAP_NET_ADMIN"],
+             "foreign_forward_drops": ["ip filter FORWARD"]}  # fmt: skip
+    return {
+        **{key: Variant("s", value) for key, value in texts.items()},
+        **{key: Variant("b", value) for key, value in flags.items()},
+        **{key: Variant("as", value) for key, value in lists.items()},
+    }
+
+
+def acquire(mode: str, message: Message) -> tuple[str, list[object], list[int]]:
+    """The answer to Acquire: signature, body, descriptors."""
+    requests = message.body[0]
+    fds = [os.pipe()[1]] + [os.open(os.devnull, os.O_RDWR) for _ in requests]
+    rows = [grant(number, [number + 1]) for number in range(len(requests))]
+    match mode:
+        case "missing-key":
+            del rows[-1]["mac"]
+        case "wrong-type":
+            rows[-1]["ifindex"] = Variant("s", "42")
+        case "wrong-kind":
+            rows[-1]["kind"] = Variant("s", "gold")
+        case "no-fds":
+            fds = []
+        case "too-many-fds":
+            fds += [os.open(os.devnull, os.O_RDWR) for _ in range(5)]
+        case "fd-twice":
+            rows[-1]["fds"] = Variant("ah", [0])
+            fds = fds[:1] + fds[2:]
+        case "fewer-grants":
+            rows, fds = rows[:-1], fds[:-1]
+        case "two-queues":
+            rows[-1]["fds"] = Variant("ah", [len(fds) - 1, len(fds)])
+            fds.append(os.open(os.devnull, os.O_RDWR))
+        case "wrong-signature":
+            return "oh", [LEASE, 0], fds
+    return "ohaa{sv}", [LEASE, 0, rows], fds
+
+
+def answer(mode: str, message: Message) -> Message | None:
+    """The reply to a call; None: there is none."""
+    if mode == "vanishes":
+        os._exit(1)
+    if mode == "silent":
+        return None
+    if mode.startswith("error="):
+        return Message.new_error(message, mode.removeprefix("error="), "the field and the cause")
+    match message.member:
+        case "Acquire":
+            signature, body, fds = acquire(mode, message)
+            if mode == "flags":
+                text = f"{message.flags.value} {message.body[1]['interactive'].value}"
+                return Message.new_error(message, "org.sessionvirt.Broker1.Error.Failed", text)
+            return Message.new_method_return(message, signature, body, fds)
+        case "Plan":
+            return Message.new_method_return(message, "a{sv}", [plan()])
+        case "ListNetworks":
+            return Message.new_method_return(message, "aa{sv}", [[network()]])
+        case "ListLeases":
+            return Message.new_method_return(message, "aa{sv}", [[lease()]])
+        case "Diagnose":
+            return Message.new_method_return(message, "a{sv}", [facts()])
+        case "Release":
+            return Message.new_method_return(message, "", [])
+    return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "no")
+
+
+async def main() -> None:
+    address, mode = sys.argv[1:]
+    bus = await MessageBus(address, BusType.SYSTEM, negotiate_unix_fd=True).connect()
+
+    def handle(message: Message) -> Message | bool:
+        if message.message_type is not MessageType.METHOD_CALL:
+            return False
+        return answer(mode, message) or True
+
+    bus.add_message_handler(handle)
+    await bus.request_name(BUS_NAME)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+asyncio.run(main())
