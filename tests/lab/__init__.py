@@ -9,7 +9,9 @@ module:
 ``outside``     a second network namespace: the world beyond the uplink
 ``bus``         Debian's own system bus, with service activation
 ``polkit``      Debian's own polkitd, and its rules
+``fakepolkit``  polkit's name, owned by a test that answers what it wants
 ``broker``      the real broker on that bus
+``client``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
 ``guest``       a Debian kernel with a busybox initramfs
 ``leaks``       what is there now, to be compared with what was there before
