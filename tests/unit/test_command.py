@@ -225,6 +225,17 @@ def test_what_this_binary_cannot_be(rest: str, words: str) -> None:
             "controller/address",
             "slot 0x1f",
         ),
+        (
+            PORT.replace("/>", "><address type='pci' bus='1'/></controller>"),
+            "controller/address",
+            "on bus 0",
+        ),
+        (
+            PORT.replace("/>", "><target chassis='7'/></controller>")
+            + PORT.replace("='1'", "='2'").replace("/>", "><target chassis='7'/></controller>"),
+            "controller[2]/target/@chassis",
+            "used twice",
+        ),
         ("<rng><backend/></rng>" * 300, "rng[113]", "no PCI slot is left"),
     ],
 )
@@ -233,6 +244,18 @@ def test_devices_that_have_no_place(elements: str, path: str, words: str) -> Non
         build(document(elements), BINARY, PLAIN)
     assert caught.value.evidence == f"guest.xml:2: /domain/devices/{path}"
     assert caught.value.advice
+
+
+def test_no_chassis_twice() -> None:
+    """Declared numbers are kept; given ones step over them."""
+    port = "<controller type='pci' index='{}' model='pcie-root-port'>{}</controller>"
+    elements = port.format(1, "") + port.format(2, "<target chassis='3' port='0x80'/>")
+    found = devices(build(document(elements + "<rng><backend/></rng>" * 9), BINARY, PLAIN).argv)
+    ports = {name: each for name, each in found.items() if each["driver"] == "pcie-root-port"}
+    numbers = [each["chassis"] for each in ports.values()]
+    assert (ports["pci.2"]["chassis"], ports["pci.2"]["port"]) == (3, 0x80)
+    assert len(set(numbers)) == len(numbers)
+    assert len(ports) == 10 + 4
 
 
 # -- wiring ----------------------------------------------------------------------------------------

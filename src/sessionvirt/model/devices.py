@@ -36,7 +36,15 @@ def _hexadecimal(text: str) -> int:
     return int(text, 0)
 
 
+def _byte(text: str) -> int:
+    number = _hexadecimal(text)
+    if number > 0xFF:
+        raise ValueError(f"{number:#x} is out of range")
+    return number
+
+
 _HEX: Final = Converter(_hexadecimal, hex, "a number such as 0x03")
+_BYTE: Final = Converter(_byte, hex, "a number from 0x00 to 0xff")
 
 
 class DiskType(StrEnum):
@@ -340,8 +348,8 @@ class Controller(Device):
     index: int | None = attr("@index", Integer(0, 255))
     model: ControllerModel | None = attr("@model", Choice(ControllerModel), lenient=True)
     ports: int | None = attr("@ports", Integer(1, 15))
-    chassis: int | None = attr("target/@chassis", _HEX)
-    port: int | None = attr("target/@port", _HEX)
+    chassis: int | None = attr("target/@chassis", Integer(1, 255))
+    port: int | None = attr("target/@port", _BYTE)
     hardware: None = kept("model")
 
 

@@ -117,6 +117,7 @@ class PciLayout:
 
     def _root_ports(self, domain: Domain) -> dict[int, Controller]:
         found: dict[int, Controller] = {}
+        chassis: set[int | None] = set()
         for controller in domain.controllers:
             if controller.type is not ControllerType.PCI or controller.model in _ROOT_MODELS:
                 continue
@@ -133,6 +134,15 @@ class PciLayout:
                     "each PCI controller needs an index of its own, from 1",
                     "Write a number from 1 that no other PCI controller has.",
                 )
+            if controller.address is not None and controller.address.bus:
+                controller.address.where.refuse(
+                    "a root port is on bus 0", "Write bus='0x00', or leave <address> out."
+                )
+            if controller.chassis in chassis:
+                controller.at("target/@chassis").refuse(
+                    f"chassis {controller.chassis} is used twice", "Write a number of its own."
+                )
+            chassis |= {controller.chassis} - {None}
             found[index] = controller
         return found
 
@@ -201,11 +211,15 @@ class PciLayout:
                 place["multifunction"] = True
         declared = controller.port if controller is not None else None
         chassis = controller.chassis if controller is not None else None
+        if chassis is None:
+            taken = {port["chassis"] for port in self._ports.values()}
+            taken |= {other.chassis for other in self._declared.values()}
+            chassis = next(number for number in range(index, 512) if number not in taken)
         self._ports[index] = {
             "driver": "pcie-root-port",
             "id": f"pci.{index}",
             "port": declared if declared is not None else slot << 3 | function,
-            "chassis": chassis if chassis is not None else index,
+            "chassis": chassis,
             **place,
         }
 
