@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -31,7 +32,6 @@ from lab.polkit import Polkit
 from lab.users import User
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Mapping
 
 EXAMPLE_RULE = "share/doc/sessionvirt/sessionvirt.rules.example"
@@ -184,6 +184,8 @@ def with_permission(stage: Stage) -> None:
     report.step("The guest powers off")
     report.check("exit status 0", holds=status == 0, evidence=f"it was {status}\n{log.read_text()}")
     stage.broker.wait_until_idle()
+    report.note("Compared with before: interfaces, nft elements and tables, processes, network")
+    report.note("namespaces, and every file below /run.")
     _nothing_left(stage, "no interface, nft element, process or file is left")
 
 
@@ -253,6 +255,11 @@ def _show_leases(stage: Stage, said: Mapping[str, str]) -> None:
             holds=count > 0,
             evidence=json.dumps(lease["drops"]),
         )
+    for reason in ("mac", "ipv4"):
+        show = ["nft", "list", "set", "bridge", "sessionvirt", f"dropped_{reason}"]
+        listing = subprocess.run(show, stdout=subprocess.PIPE, text=True, check=False).stdout
+        report.note(f"root# {' '.join(show)}")
+        report.quote("\n".join(re.findall(r"elements = .*", listing)))
     bob = User.named("bob").run(["sessionvirt", "leases", "--json"])
     report.check(
         "another user does not see it",

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import select
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.broker import NAME
+
 if TYPE_CHECKING:
+    from lab.bus import SystemBus
     from lab.polkit import Polkit
     from lab.users import User
 
@@ -44,6 +51,18 @@ def test_a_rule_can_go_by_group(polkit: Polkit, alice: User, carol: User) -> Non
     )
     assert alice.run(CHECK).returncode == YES
     assert carol.run(CHECK).returncode == NO
+
+
+def test_the_bus_starts_the_broker_for_who_asks(bus: SystemBus, alice: User) -> None:
+    done = alice.run(["sessionvirt", "networks", "--json"])
+    pidfd = os.pidfd_open(bus.pid_of(NAME))
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        assert select.select([pidfd], [], [], 10)[0]
+    finally:
+        os.close(pidfd)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["networks"]
 
 
 def test_polkit_can_be_absent(polkit: Polkit, alice: User) -> None:

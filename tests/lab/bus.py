@@ -165,6 +165,20 @@ class SystemBus:
                 raise DaemonError(self.daemon.account("did not start"))
         return self
 
+    def pid_of(self, name: str) -> int:
+        """The process that owns *name*.
+
+        :raise DaemonError: nobody does.
+        """
+
+        async def ask() -> int:
+            async with connected() as bus:
+                member = f"{BUS}.GetConnectionUnixProcessID"
+                pid: int = (await call(bus, BUS, "/", member, "s", [name]))[0]
+                return pid
+
+        return in_thread(ask())
+
     def reload(self) -> None:
         """Have it read its configuration and service files again, and wait until it has."""
 

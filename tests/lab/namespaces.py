@@ -128,11 +128,14 @@ def _add_accounts() -> None:
     known = {line.split(":")[0] for line in lines}
     names = [name for name in system_users() if name not in known]
     accounts = [Account(name, next(free), Path("/"), "/usr/sbin/nologin") for name in names]
+    # In a lab within a lab they are there already.
+    accounts += [one for one in PEOPLE if one.name not in known]
     with passwd.open("a") as people, group.open("a") as groups:
-        for one in (*accounts, *PEOPLE):
+        for one in accounts:
             people.write(f"{one.name}:x:{one.uid}:{one.uid}::{one.home}:{one.shell}\n")
             groups.write(f"{one.name}:x:{one.uid}:\n")
-        groups.write(f"{GROUP[0]}:x:{GROUP[1]}:{','.join(GROUP[2])}\n")
+        if GROUP[0] not in known:
+            groups.write(f"{GROUP[0]}:x:{GROUP[1]}:{','.join(GROUP[2])}\n")
     for one in PEOPLE:
         for directory in (one.home, Path(f"/run/user/{one.uid}")):
             directory.mkdir(parents=True)
