@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dbus_fast import Message, MessageType
 
 from lab.bus import BUS
-from lab.client import PATIENCE, Client
+from lab.rawbus import PATIENCE, Client
 from lab.polkit import AUTHORITY, INTERFACE, NAME
 
 if TYPE_CHECKING:
