@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import broker_data as data
 from .descriptors import Fd
@@ -50,6 +52,9 @@ INTERFACE: Final = "org.sessionvirt.Broker1"
 LEASE_INTERFACE: Final = "org.sessionvirt.Broker1.Lease"
 
 EXAMPLE_RULE: Final = "/usr/share/doc/sessionvirt/sessionvirt.rules.example"
+
+#: SCM_MAX_FD of the kernel.
+_MAX_FDS: Final = 253
 
 _DEFAULT_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 
@@ -166,6 +171,23 @@ def error_for(name: str, message: str) -> SessionvirtError:
     return wording.kind(wording.cause, evidence=evidence, advice=wording.advice)
 
 
+class _FdSocket(socket.socket):
+    """The library's socket, made to receive all descriptors of a message.
+
+    dbus-fast 1.84 (Debian 12) has room for one descriptor in a message, and the kernel closes the
+    others without a word. A change of class, because the library makes the socket itself and keeps
+    a stream on it.
+    """
+
+    __slots__ = ()
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        room = max(ancbufsize, socket.CMSG_SPACE(_MAX_FDS * 4))
+        return super().recvmsg(bufsize, room, flags)
+
+
 class BrokerClient:
     """A connection to the broker; an async context manager that closes it.
 
@@ -189,14 +211,17 @@ class BrokerClient:
         from dbus_fast.aio import MessageBus
 
         address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or _DEFAULT_BUS
+        _check_address(address)
         try:
             bus = MessageBus(address, BusType.SYSTEM, negotiate_unix_fd=True)
+            if bus._sock is not None:
+                # Before connect(), which hands the socket to the reader. Versions that make the
+                # socket later have room for 16 descriptors.
+                bus._sock.__class__ = _FdSocket
             await bus.connect()
         except Exception as error:
             # The library has no common root: OSError, AuthError, InvalidAddressError, EOFError.
-            raise BrokerUnavailableError(
-                "cannot connect to the system bus", evidence=f"{address}: {error}", advice=_INSTALL
-            ) from error
+            raise _no_bus(address, str(error)) from error
         return cls(bus)
 
     async def close(self) -> None:
@@ -204,6 +229,10 @@ class BrokerClient:
         if not self._watch.done():
             self._bus.disconnect()
         await self._watch
+        # 1.84 leaves the connection open until the garbage collector comes by.
+        for end in (self._bus._stream, self._bus._sock):
+            if end is not None:
+                end.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -374,6 +403,22 @@ class BrokerClient:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(_disconnected())
+
+
+def _no_bus(address: str, reason: str) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        "cannot connect to the system bus", evidence=f"{address}: {reason}", advice=_INSTALL
+    )
+
+
+def _check_address(address: str) -> None:
+    """Look for a Unix socket first: older libraries leave theirs open when they cannot connect.
+
+    :raise BrokerUnavailableError: it is not there.
+    """
+    path = address.removeprefix("unix:path=").partition(",")[0]
+    if address.startswith("unix:path=") and not os.path.exists(path):
+        raise _no_bus(address, os.strerror(errno.ENOENT))
 
 
 def _disconnected() -> BrokerUnavailableError:
