@@ -16,6 +16,15 @@ only; another's drop stays a drop, and ``sessionvirt doctor`` names it.
 Each reason for a drop is a chain that ends in a set with one counting element a TAP: counters by VM
 and reason, at a hash look-up's price, and dropped all the same where the element is missing.
 
+What a frame must have is matched, never what it must not have: a rule that cannot read its field
+(the frame is cut short) does not match, and the last one is the drop. DHCP servers are known by
+either port, for clients look at their own only. A first IPv6 fragment must have its transport
+header, or a second one could bring what the first was not judged by (RFC 7113).
+
+Frames to 01:80:c2:00:00:0x do not pass prerouting: the bridge hands some to ``input``, and LLDP's,
+and BPDUs where STP is on, to the *port's own* layer 3, past every bridge hook. So a TAP itself may
+send nothing to the host in ``table inet``, and ``netlink.py`` makes ports that do not learn.
+
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
 from guest to guest carries a mark from there to the other table; a packet that was routed does not.
@@ -86,32 +95,45 @@ table bridge sessionvirt {{
 """
     + "".join(map(_reason, REASONS))
     + """
-  chain check_arp {
-    arp htype != 1 goto drop_arp
-    arp ptype != ip goto drop_arp
-    arp hlen != 6 goto drop_arp
-    arp plen != 4 goto drop_arp
-    meta iif . arp saddr ether != @macs goto drop_arp
+  chain arp_sender {
     iif @unbound accept
     arp operation request arp saddr ip 0.0.0.0 accept
-    meta iif . arp saddr ip != @addresses4 goto drop_arp
-    accept
+    meta iif . arp saddr ip @addresses4 accept
+    goto drop_arp
+  }
+  chain check_arp {
+    arp htype 1 arp ptype ip arp hlen 6 arp plen 4 meta iif . arp saddr ether @macs goto arp_sender
+    goto drop_arp
   }
   chain check_ipv4 {
     udp sport 67 goto drop_dhcp
+    udp dport 68 goto drop_dhcp
     iif @unbound accept
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
-    meta iif . ip saddr != @addresses4 goto drop_ipv4
+    meta iif . ip saddr @addresses4 accept
+    goto drop_ipv4
+  }
+  chain first_fragment6 {
+    @th,0,32 >= 0 return
+    goto drop_ipv6
+  }
+  chain advertised {
+    meta iif . @th,64,128 @targets accept
+    goto drop_neighbour
+  }
+  chain own6 {
+    icmpv6 type nd-neighbor-advert goto advertised
     accept
   }
   chain check_ipv6 {
+    frag frag-off 0 jump first_fragment6
     icmpv6 type { nd-router-advert, nd-redirect } goto drop_router
     udp sport 547 goto drop_dhcp
+    udp dport 546 goto drop_dhcp
     iif @unbound accept
     ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
-    meta iif . ip6 saddr != @addresses6 goto drop_ipv6
-    icmpv6 type nd-neighbor-advert meta iif . @th,64,128 != @targets goto drop_neighbour
-    accept
+    meta iif . ip6 saddr @addresses6 goto own6
+    goto drop_ipv6
   }
   chain from_guest {
     meta iif . ether saddr != @macs goto drop_mac
@@ -129,6 +151,10 @@ table bridge sessionvirt {{
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;
     iifname "svt*" goto from_guest
+  }
+  chain input {
+    type filter hook input priority -200; policy accept;
+    iifname "svt*" ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto drop_bpdu
   }
   chain forward {
     type filter hook forward priority -200; policy accept;
@@ -176,6 +202,7 @@ table inet sessionvirt {
   chain input {
     type filter hook input priority -10; policy accept;
     iifname "svn_*" goto to_host
+    iifname "svt*" counter name to_host drop
   }
   chain forward {
     type filter hook forward priority -10; policy accept;
@@ -185,6 +212,7 @@ table inet sessionvirt {
     iifname "svn_*" counter name stray drop
     oifname "svn_*" ct state established,related accept
     oifname "svn_*" counter name stray drop
+    iifname "svt*" counter name stray drop
     iif @uplinks counter name stray drop
   }
   chain postrouting {
