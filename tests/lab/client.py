@@ -1,330 +1,130 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A user's connection to the lab's bus: blocking, message by message, with the descriptors.
+"""A client of the broker that is nobody's: raw messages as an ordinary user, synchronously.
 
-A test says in which order things happen: it sends for alice, reads what arrived at polkit, answers,
-reads alice's reply. Nothing runs in between, so nothing has to be waited for but a message.
-
-The bus records who connected when the socket did, so the connection is made with the user's
-effective uid and is theirs from then on. What arrives with a message is owned by its
-:class:`Answer`; what a test does not take is closed with the :class:`Client`.
+The bus records who connects, so the test's own process can be anybody: it connects with that user's
+effective uid, and takes root's back before the first message. What the broker hands over are then
+this process's fds, and the test is the hostile guest. (What only the lack of a capability shows is
+done by a program that runs as the user, see ``tap.py``.)
 """
 
 from __future__ import annotations
 
-import array
-import io
+import asyncio
+import contextlib
 import os
-import socket
-import struct
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from dbus_fast import Message, MessageFlag, MessageType, Variant
-from dbus_fast._private.unmarshaller import Unmarshaller
+from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_fast.aio import MessageBus
+from dbus_fast.auth import AuthExternal
 
-from lab.bus import BUS, SOCKET
+from lab.broker import NAME
+from lab.tap import Tap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping
     from types import TracebackType
 
     from lab.users import User
 
-__all__ = [
-    "INTERFACE",
-    "LEASE",
-    "PATH",
-    "Answer",
-    "BusError",
-    "Client",
-    "Lease",
-    "options",
-    "tap",
-]
+__all__ = ["INTERFACE", "PATH", "Client", "Lease", "RefusalError", "network_tap"]
 
 PATH = "/org/sessionvirt/Broker1"
-INTERFACE = "org.sessionvirt.Broker1"
-LEASE = "org.sessionvirt.Broker1.Lease"
-
-#: What the contract's members take.
-SIGNATURES = {
-    "Plan": "a(sa{sv})a{sv}",
-    "Acquire": "a(sa{sv})a{sv}",
-    "Add": "a(sa{sv})a{sv}",
-    "Drop": "asa{sv}",
-    "Release": "a{sv}",
-    "ListNetworks": "a{sv}",
-    "ListLeases": "a{sv}",
-    "Diagnose": "a{sv}",
-}
-MAX_FDS = 253  # SCM_MAX_FD of the kernel
-#: Seconds. A message that does not come in this time does not come.
-PATIENCE = 10.0
+INTERFACE = NAME
+LEASE_INTERFACE = f"{NAME}.Lease"
+ERROR = f"{NAME}.Error."
+#: For an answer of the broker; a test that waits longer has found something.
+SECONDS = 15.0
 
 
-class BusError(Exception):
-    """The answer was an error."""
+class RefusalError(Exception):
+    """The broker, or the bus, answered with an error.
 
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(f"{name}: {text}")
-        self.name = name
+    :param name: the last word of the D-Bus error's name.
+    """
+
+    def __init__(self, full_name: str, text: str) -> None:
+        super().__init__(f"{full_name}: {text}")
+        self.full_name = full_name
+        self.name = full_name.rpartition(".")[2]
         self.text = text
 
-    @property
-    def short(self) -> str:
-        """The last word of the name: ``NotFound``."""
-        return self.name.rpartition(".")[2]
 
+def network_tap(network: str = "default", **fields: Any) -> tuple[str, dict[str, Variant]]:
+    """A request for a TAP: ``mac`` and ``bridge`` are text, ``queues`` a number.
 
-@dataclass
-class Answer:
-    """One message that arrived, and its descriptors, which it owns."""
-
-    message: Message
-    fds: list[int] = field(default_factory=list)
-
-    @property
-    def body(self) -> list[Any]:
-        """The arguments; an error is raised.
-
-        :raise BusError: it is one.
-        """
-        if self.message.message_type is MessageType.ERROR:
-            text = self.message.body[0] if self.message.body else ""
-            raise BusError(str(self.message.error_name), str(text))
-        return list(self.message.body)
-
-    @property
-    def error(self) -> BusError:
-        """The error that this must be.
-
-        :raise AssertionError: it is none.
-        """
-        try:
-            body = self.body
-        except BusError as error:
-            return error
-        raise AssertionError(f"no error: {body}")
-
-    def close(self) -> None:
-        """Close what was not taken out of :attr:`fds`."""
-        while self.fds:
-            os.close(self.fds.pop())
+    :param network: empty: none, for a request that names a bridge.
+    """
+    values = {"network": network, **fields} if network else fields
+    return "tap", {
+        key: Variant("u" if isinstance(value, int) else "s", value) for key, value in values.items()
+    }
 
 
 @dataclass
 class Lease:
-    """What Acquire gave: the path, the hold's fd and the grants, with the fds of each."""
+    """What Acquire gave; a context manager that gives it back and closes every fd.
 
-    path: str
-    hold: int
-    grants: list[dict[str, Any]]
-    fds: list[int]
-
-    def close(self) -> None:
-        """Close all of it: the broker takes it back."""
-        for descriptor in (self.hold, *self.fds):
-            os.close(descriptor)
-
-
-class Client:
-    """One connection; a context manager that closes it, and everything that came by it.
-
-    :param user: whose; a number is a uid, for users that have no home here.
+    :param hold: the FIFO's write end; -1 once it is closed.
     """
 
-    def __init__(self, user: User | int = 0) -> None:
-        uid = user if isinstance(user, int) else user.uid
-        self._backlog: list[Answer] = []
-        self._serial = 0
-        self.name = ""
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self.socket.settimeout(PATIENCE)
-            self._connect(uid)
-            hello = self.call("Hello", destination=BUS, path="/org/freedesktop/DBus", interface=BUS)
-            self.name = str(hello[0])
-        except BaseException:
-            self.close()
-            raise
+    client: Client
+    path: str
+    hold: int
+    taps: list[Tap] = field(default_factory=list)
 
-    def _connect(self, uid: int) -> None:
-        os.seteuid(uid)  # recorded by the kernel at connect(2), see unix(7), SO_PEERCRED
-        try:
-            self.socket.connect(str(SOCKET))
-        finally:
-            os.seteuid(0)
-        self.socket.sendall(b"\0AUTH EXTERNAL " + str(uid).encode().hex().encode() + b"\r\n")
-        assert self._line().startswith(b"OK ")
-        self.socket.sendall(b"NEGOTIATE_UNIX_FD\r\n")
-        assert self._line() == b"AGREE_UNIX_FD\r\n"
-        self.socket.sendall(b"BEGIN\r\n")
+    @property
+    def id(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
 
-    def _line(self) -> bytes:
-        line = b""
-        while not line.endswith(b"\r\n"):
-            byte = self.socket.recv(1)
-            if not byte:
-                raise ConnectionError(f"the bus hung up after {line!r}")
-            line += byte
-        return line
+    @property
+    def tap(self) -> Tap:
+        """The only one."""
+        (tap,) = self.taps
+        return tap
 
-    # Section: sending
+    def add(self, *requests: tuple[str, dict[str, Variant]]) -> list[Tap]:
+        """Lease.Add."""
+        reply = self.client.call("Add", "a(sa{sv})a{sv}", list(requests), {}, lease=self)
+        added = _taps(reply.body[0], reply.unix_fds)
+        self.taps += added
+        return added
 
-    def next_serial(self) -> int:
-        """A serial for a message that a test makes itself."""
-        self._serial += 1
-        return self._serial
+    def drop(self, *names: str) -> None:
+        """Lease.Drop."""
+        self.client.call("Drop", "asa{sv}", list(names), {}, lease=self)
 
-    def message(
-        self,
-        member: str,
-        body: Sequence[Any] = (),
-        *,
-        signature: str | None = None,
-        destination: str = INTERFACE,
-        path: str = PATH,
-        interface: str | None = INTERFACE,
-        flags: int = 0,
-    ) -> Message:
-        """A method call; by default to the broker, with the signature of the contract."""
-        return Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=SIGNATURES.get(member, "") if signature is None else signature,
-            body=list(body),
-            flags=MessageFlag(flags),
-            serial=self.next_serial(),
-        )
+    def release(self) -> None:
+        """Lease.Release; the fds stay open."""
+        self.client.call("Release", "a{sv}", {}, lease=self)
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> int:
-        """Send a message; its serial, for :meth:`answer`. ``fds`` stay the caller's."""
-        message.unix_fds = list(fds)
-        self.send_bytes(bytes(message._marshall(bool(fds))), fds)
-        return int(message.serial)
-
-    def send_bytes(self, raw: bytes, fds: Sequence[int] = ()) -> None:
-        """Send what no library would make."""
-        ancillary = []
-        if fds:
-            rights = array.array("i", fds)
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-        sent = self.socket.sendmsg([raw], ancillary)
-        self.socket.sendall(raw[sent:])
-
-    def ask(self, member: str, *body: Any, fds: Sequence[int] = (), **header: Any) -> int:
-        """Send a method call and do not wait; its serial."""
-        return self.send(self.message(member, body, **header), fds)
-
-    # Section: receiving
-
-    def receive(self, timeout: float = PATIENCE) -> Answer:
-        """The next message, whatever it is.
-
-        :raise TimeoutError: none came.
-        :raise ConnectionError: the bus closed the connection.
-        """
-        if self._backlog:
-            return self._backlog.pop(0)
-        return self._read(timeout)
-
-    def _read(self, timeout: float) -> Answer:
-        self.socket.settimeout(timeout)
-        fds: list[int] = []
-        raw = self._exactly(16, fds)
-        order = "<" if raw[:1] == b"l" else ">"
-        body, _, fields = struct.unpack(f"{order}III", raw[4:])
-        raw += self._exactly(fields + -fields % 8 + body, fds)
-        message = Unmarshaller(io.BytesIO(raw)).unmarshall()  # type: ignore[arg-type]  # it reads
-        assert message is not None
-        return Answer(message, fds)
-
-    def _exactly(self, count: int, fds: list[int]) -> bytes:
-        raw = b""
-        while len(raw) < count:
-            space = socket.CMSG_SPACE(MAX_FDS * 4)
-            part, rights, _, _ = self.socket.recvmsg(
-                count - len(raw), space, socket.MSG_CMSG_CLOEXEC
-            )
-            for _, _, data in rights:
-                fds += array.array("i", data[: len(data) - len(data) % 4])
-            if not part:
-                raise ConnectionError("the bus closed the connection")
-            raw += part
-        return raw
-
-    def answer(self, serial: int, timeout: float = PATIENCE) -> Answer:
-        """The reply to the call of this serial; what else comes is kept for later.
-
-        :raise TimeoutError: none came.
-        """
-        for position, kept in enumerate(self._backlog):
-            if kept.message.reply_serial == serial:
-                return self._backlog.pop(position)
-        deadline = time.monotonic() + timeout
-        while True:
-            came = self._read(max(deadline - time.monotonic(), 0.001))
-            if came.message.reply_serial == serial:
-                return came
-            self._backlog.append(came)
-
-    def call(self, member: str, *body: Any, timeout: float = PATIENCE, **header: Any) -> list[Any]:
-        """Call and wait: the reply's arguments.
-
-        :raise BusError: it is an error.
-        """
-        answer = self.answer(self.ask(member, *body, **header), timeout)
-        self._backlog_fds(answer)
-        return answer.body
-
-    def error(self, member: str, *body: Any, timeout: float = PATIENCE, **header: Any) -> BusError:
-        """Call and wait: the error that must come."""
-        return self.answer(self.ask(member, *body, **header), timeout).error
-
-    @staticmethod
-    def _backlog_fds(answer: Answer) -> None:
-        # Whoever wants descriptors takes the answer itself.
-        answer.close()
-
-    # Section: the broker
-
-    def acquire(self, requests: Sequence[Any], *, vm: str = "vm", flags: int = 0) -> Lease:
-        """Acquire.
-
-        :raise BusError: it was refused.
-        """
-        return self.lease(self.ask("Acquire", list(requests), options(vm=vm), flags=flags))
-
-    def lease(self, serial: int) -> Lease:
-        """The lease that an Acquire of this serial was answered with."""
-        answer = self.answer(serial)
-        path, hold, grants = answer.body
-        plain = [{key: value.value for key, value in grant.items()} for grant in grants]
-        fds = list(answer.fds)
-        return Lease(path, fds.pop(hold), plain, fds)
-
-    def release(self, lease: str) -> None:
-        """Lease.Release."""
-        self.call("Release", {}, path=lease, interface=LEASE)
-
-    def leases(self) -> list[dict[str, Any]]:
-        """ListLeases, without the D-Bus types."""
-        return [
-            {key: value.value for key, value in lease.items()}
-            for lease in self.call("ListLeases", {})[0]
-        ]
-
-    # Section: end
+    def let_go(self) -> None:
+        """Close the hold, as the death of QEMU would; the TAPs' fds stay open."""
+        if self.hold >= 0:
+            os.close(self.hold)
+            self.hold = -1
 
     def close(self) -> None:
-        """Leave the bus, with whatever was not read."""
-        for answer in self._backlog:
-            answer.close()
-        self._backlog.clear()
-        self.socket.close()
+        """Close every fd."""
+        self.let_go()
+        for tap in self.taps:
+            tap.close()
+
+    def drops(self) -> dict[str, int]:
+        """Frames dropped, by reason."""
+        return dict(self.listed()["drops"].value)
+
+    def listed(self) -> Mapping[str, Variant]:
+        """This lease in ListLeases.
+
+        :raise KeyError: it is not there.
+        """
+        for lease in self.client.leases():
+            if lease["lease"].value == self.path:
+                return lease
+        raise KeyError(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -335,23 +135,147 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            with contextlib.suppress(RefusalError):
+                self.release()
+        finally:
+            self.close()
+
+
+class Client:
+    """One connection to the bus, as a context manager.
+
+    :param user: None: root.
+    """
+
+    def __init__(self, user: User | None = None) -> None:
+        self.user = user
+        self.loop = asyncio.new_event_loop()
+        self.bus: MessageBus | None = None
+
+    def __enter__(self) -> Self:
+        self.loop.run_until_complete(self._connect())
+        return self
+
+    async def _connect(self) -> None:
+        uid, gid = (self.user.uid, self.user.gid) if self.user else (0, 0)
+        bus = MessageBus(bus_type=BusType.SYSTEM, auth=AuthExternal(uid), negotiate_unix_fd=True)
+        with _effective(uid, gid):
+            self.bus = await bus.connect()
+
+    @property
+    def name(self) -> str:
+        """The unique bus name."""
+        assert self.bus is not None
+        assert self.bus.unique_name is not None
+        return self.bus.unique_name
+
+    def run(self, work: Coroutine[Any, Any, Any], seconds: float = SECONDS) -> Any:
+        """Run *work* on this connection's loop."""
+        return self.loop.run_until_complete(asyncio.wait_for(work, seconds))
+
+    async def ask(
+        self,
+        member: str,
+        signature: str,
+        *body: object,
+        lease: Lease | None = None,
+        interactive: bool = False,
+    ) -> Message:
+        """Call a method of the contract; its fds are the caller's to close.
+
+        :raise RefusalError: the answer is an error.
+        """
+        message = Message(
+            destination=NAME,
+            path=lease.path if lease else PATH,
+            interface=LEASE_INTERFACE if lease else INTERFACE,
+            member=member,
+            signature=signature,
+            body=list(body),
+        )
+        if interactive:
+            message.flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
+        assert self.bus is not None
+        reply = await self.bus.call(message)
+        assert reply is not None
+        if reply.message_type is MessageType.ERROR:
+            text = str(reply.body[0]) if reply.body else ""
+            raise RefusalError(str(reply.error_name), text)
+        return reply
+
+    def call(
+        self, member: str, signature: str, *body: object, lease: Lease | None = None
+    ) -> Message:
+        """As :meth:`ask`, and wait.
+
+        :raise TimeoutError: no answer came.
+        """
+        reply: Message = self.run(self.ask(member, signature, *body, lease=lease))
+        return reply
+
+    def acquire(self, *requests: tuple[str, dict[str, Variant]], vm: str = "vm") -> Lease:
+        """A lease; without *requests* one TAP of the network default."""
+        wanted = list(requests) or [network_tap()]
+        reply = self.call("Acquire", "a(sa{sv})a{sv}", wanted, {"vm": Variant("s", vm)})
+        path, hold, grants = reply.body
+        return Lease(self, path, reply.unix_fds[hold], _taps(grants, reply.unix_fds))
+
+    def leases(self) -> list[dict[str, Variant]]:
+        """ListLeases."""
+        found: list[dict[str, Variant]] = self.call("ListLeases", "a{sv}", {}).body[0]
+        return found
+
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """ListNetworks, by name."""
+        rows = self.call("ListNetworks", "a{sv}", {}).body[0]
+        plain = [{key: variant.value for key, variant in row.items()} for row in rows]
+        return {str(row["name"]): row for row in plain}
+
+    def diagnose(self) -> dict[str, Any]:
+        """Diagnose."""
+        facts = self.call("Diagnose", "a{sv}", {}).body[0]
+        return {key: variant.value for key, variant in facts.items()}
+
+    def close(self) -> None:
+        """Leave the bus; leases stay."""
+        bus, self.bus = self.bus, None
+        if bus is not None:
+            with contextlib.suppress(OSError):
+                bus.disconnect()
+            self.run(_ended(bus))
+        self.loop.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
 
-def tap(network: str | None = "default", **parameters: Variant | str | int) -> list[Any]:
-    """One request; a text is a ``s``, a number a ``u``."""
-    given: Mapping[str, Variant | str | int | None] = {"network": network, **parameters}
-    return ["tap", {key: _variant(value) for key, value in given.items() if value is not None}]
+async def _ended(bus: MessageBus) -> None:
+    # Whether it ended well is not the question: the bus may have been killed.
+    with contextlib.suppress(Exception):
+        await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
 
 
-def options(**values: Variant | str | bool) -> dict[str, Variant]:
-    """An a{sv}; a text is a ``s``, a truth a ``b``."""
-    return {key: _variant(value) for key, value in values.items()}
+@contextlib.contextmanager
+def _effective(uid: int, gid: int) -> Iterator[None]:
+    """Be somebody for the eyes of whom is connected to."""
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
-def _variant(value: Variant | str | int) -> Variant:
-    if isinstance(value, Variant):
-        return value
-    if isinstance(value, bool):
-        return Variant("b", value)
-    return Variant("u" if isinstance(value, int) else "s", value)
+def _taps(grants: list[dict[str, Variant]], fds: list[int]) -> list[Tap]:
+    taps = []
+    for grant in grants:
+        facts = {key: variant.value for key, variant in grant.items()}
+        taps.append(Tap([fds[index] for index in facts.pop("fds")], facts))
+    return taps

@@ -16,6 +16,7 @@ import signal
 import subprocess
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from lab.namespaces import LAB
 
@@ -155,8 +156,15 @@ def _elements() -> frozenset[str]:
             if kind == "table" and what["name"] != "sessionvirt":
                 found.add(f"table {name}")
             if kind in ("set", "map"):
-                found |= {f"{name} {json.dumps(element)}" for element in what.get("elem", ())}
+                found |= {f"{name} {_plain(element)}" for element in what.get("elem", ())}
     return frozenset(found)
+
+
+def _plain(element: Any) -> str:
+    """An element without what it has counted."""
+    if isinstance(element, dict) and isinstance(element.get("elem"), dict):
+        element = element["elem"]["val"]
+    return json.dumps(element)
 
 
 def _files() -> frozenset[str]:

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The guest's end of a TAP: what QEMU would do with the fd, and what a hostile holder would.
+
+Frames go with the ten bytes of ``struct virtio_net_hdr`` in front (IFF_VNET_HDR), all zero: no
+offload.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+from lab import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lab.users import User
+
+__all__ = ["Tap", "as_user"]
+
+HEADER = bytes(10)
+#: Silence of this many seconds is taken for "nothing comes" where no later frame can prove it.
+SILENCE = 0.3
+
+
+class Tap:
+    """A grant of the kind ``tap``.
+
+    :param fds: one a queue; owned.
+    :param facts: the rest of the grant.
+    """
+
+    def __init__(self, fds: list[int], facts: Mapping[str, Any]) -> None:
+        self.fds = fds
+        self.facts = facts
+        for descriptor in fds:
+            os.set_blocking(descriptor, False)
+
+    @property
+    def id(self) -> str:
+        return str(self.facts["id"])
+
+    @property
+    def ifname(self) -> str:
+        return str(self.facts["ifname"])
+
+    @property
+    def ifindex(self) -> int:
+        return int(self.facts["ifindex"])
+
+    @property
+    def mac(self) -> str:
+        return str(self.facts["mac"])
+
+    @property
+    def ipv4(self) -> str:
+        """The only one."""
+        (address,) = self.facts["ipv4"]
+        return str(address)
+
+    @property
+    def ipv6(self) -> str:
+        """The only one."""
+        (address,) = self.facts["ipv6"]
+        return str(address)
+
+    @property
+    def link_local(self) -> str:
+        return frames.link_local(self.mac)
+
+    def send(self, *sent: bytes) -> None:
+        """Write frames, in order. The kernel has delivered each when this returns.
+
+        :raise OSError: EIO: the interface is down or detached.
+        """
+        for frame in sent:
+            os.write(self.fds[0], HEADER + frame)
+
+    def waiting(self) -> list[frames.Packet]:
+        """Everything that has arrived on any queue."""
+        found = []
+        for descriptor in self.fds:
+            while True:
+                try:
+                    found.append(frames.parse(os.read(descriptor, 70000)[len(HEADER) :]))
+                except BlockingIOError:
+                    break
+        return found
+
+    def until(
+        self, wanted: Callable[[frames.Packet], bool], *, timeout: float = 5
+    ) -> list[frames.Packet]:
+        """Everything up to and with the first packet that is *wanted*.
+
+        :raise TimeoutError: it did not come; the text has what did.
+        """
+        seen: list[frames.Packet] = []
+        deadline = time.monotonic() + timeout
+        while True:
+            for packet in self.waiting():
+                seen.append(packet)
+                if wanted(packet):
+                    return seen
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select(self.fds, [], [], left)[0]:
+                raise TimeoutError(f"it did not arrive within {timeout} s; there were: {seen}")
+
+    def silent(self, unwanted: Callable[[frames.Packet], bool]) -> bool:
+        """Whether nothing *unwanted* comes for a while."""
+        try:
+            self.until(unwanted, timeout=SILENCE)
+        except TimeoutError:
+            return True
+        return False
+
+    # What a guest does
+
+    def ask_arp(self, address: str) -> str:
+        """The MAC of *address*, by ARP.
+
+        :raise TimeoutError: nobody answered.
+        """
+        self.send(frames.arp(1, self.mac, self.ipv4, address))
+        answer = self.until(
+            lambda p: p.ethertype == frames.ARP and p.kind == 2 and p.source == address
+        )[-1]
+        return answer.source_mac
+
+    def to4(self, mac: str, target: str, protocol: int, payload: bytes, **more: Any) -> bytes:
+        """An honest frame with an IPv4 packet to *target*."""
+        packet = frames.ipv4(self.ipv4, target, protocol, payload, **more)
+        return frames.ethernet(mac, self.mac, frames.IPV4, packet)
+
+    def udp4(self, mac: str, target: str, ports: tuple[int, int], payload: bytes = b"") -> bytes:
+        """An honest frame with a datagram."""
+        segment = frames.udp(self.ipv4, target, ports, payload)
+        return self.to4(mac, target, frames.UDP, segment)
+
+    def tcp4(self, mac: str, target: str, ports: tuple[int, int]) -> bytes:
+        """An honest frame with a SYN."""
+        return self.to4(mac, target, frames.TCP, frames.tcp(self.ipv4, target, ports))
+
+    def echo4(self, mac: str, target: str, identification: int) -> bytes:
+        """An honest frame with a ping."""
+        return self.to4(mac, target, frames.ICMP, frames.echo4(identification))
+
+    def to6(self, mac: str, source: str, target: str, protocol: int, payload: bytes) -> bytes:
+        """A frame with an IPv6 packet; honest where *source* is."""
+        packet = frames.ipv6(source, target, protocol, payload)
+        return frames.ethernet(mac, self.mac, frames.IPV6, packet)
+
+    def close(self) -> None:
+        """Close every queue; the interface goes with the last one's last copy."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+_PROGRAM = """\
+import fcntl, os, struct, sys
+fd = int(sys.argv[1])
+"""
+
+
+def as_user(user: User, fd: int, program: str) -> str:
+    """Run Python text as *user*, without any capability, with ``fd`` in its hands.
+
+    :return: what it printed.
+    :raise AssertionError: it failed.
+    """
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", _PROGRAM + program, str(fd)],
+        cwd="/",
+        env=user.environment,
+        user=user.uid,
+        group=user.gid,
+        extra_groups=[],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        pass_fds=(fd,),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
