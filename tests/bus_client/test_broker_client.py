@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,69 +17,17 @@ from sessionvirt.broker_client import BrokerClient, error_for
 from sessionvirt.broker_data import Step, TapRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.bus
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ROOT / "tests/fakes/broker.py"
 CONTRACT = ROOT / "broker/org.sessionvirt.Broker1.xml"
 
 OURS = "org.sessionvirt.Broker1.Error."
 BUS = "org.freedesktop.DBus.Error."
 
-CONFIGURATION = """\
-<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path={path}</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/><allow user="*"/>
-  </policy>
-</busconfig>
-"""
-
 TAP = TapRequest(network="default")
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A bus with nobody on it."""
-    path = tmp_path / "bus"
-    configuration = tmp_path / "bus.conf"
-    configuration.write_text(CONFIGURATION.format(path=path))
-    with subprocess.Popen(
-        ["dbus-daemon", "--nofork", "--nopidfile", "--print-address",
-         f"--config-file={configuration}"],
-        stdout=subprocess.PIPE, text=True,
-    ) as daemon:  # fmt: skip
-        assert daemon.stdout is not None
-        try:
-            daemon.stdout.readline()
-            yield f"unix:path={path}"
-        finally:
-            daemon.kill()
-
-
-@pytest.fixture
-def broker(address: str) -> Iterator[Callable[[str], str]]:
-    """Puts a broker of some mode on the bus; gives the bus' address."""
-    with contextlib.ExitStack() as stack:
-
-        def start(mode: str) -> str:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, str(FAKE), address, mode], stdout=subprocess.PIPE, text=True
-                )
-            )
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            return address
-
-        yield start
 
 
 def test_everything_is_read_as_the_contract_says(broker: Callable[[str], str]) -> None:

@@ -69,6 +69,9 @@ _CODE: Final = (
 )  # fmt: skip
 
 
+_LOG: Final = "the kernel's log may tell why: dmesg | grep -i kvm"
+
+
 class KvmVerdict(enum.Enum):
     """What :func:`probe` found."""
 
@@ -132,7 +135,7 @@ def _explain(error: OSError, device: str) -> Kvm:
             "another hypervisor uses the processor's virtualization",
             "stop VirtualBox, VMware or the like",
         )
-    return Kvm(KvmVerdict.BROKEN, f"KVM is there and does not run a guest: {error.strerror}")
+    return Kvm(KvmVerdict.BROKEN, f"KVM is there and does not run a guest: {error.strerror}", _LOG)
 
 
 def _make_machine(kvm: Fd) -> Kvm:
@@ -149,7 +152,7 @@ def _run_machine(kvm: Fd, modules: str) -> Kvm:
 
     version = fcntl.ioctl(kvm.fileno(), _GET_API_VERSION, 0)
     if version != _API_VERSION:
-        return Kvm(KvmVerdict.BROKEN, f"KVM speaks API version {version}, not {_API_VERSION}")
+        return Kvm(KvmVerdict.BROKEN, f"KVM speaks API version {version}, not {_API_VERSION}", _LOG)
     with _machine(kvm) as (vcpu, state):
         fastest = float("inf")
         for _ in range(_ROUNDS):
@@ -158,7 +161,9 @@ def _run_machine(kvm: Fd, modules: str) -> Kvm:
             fastest = min(fastest, time.perf_counter() - before)
             (reason,) = struct.unpack_from("=I", state, _EXIT_REASON_OFFSET)
             if reason != _EXIT_HLT:
-                return Kvm(KvmVerdict.BROKEN, f"KVM does not run a guest: exit reason {reason}")
+                return Kvm(
+                    KvmVerdict.BROKEN, f"KVM does not run a guest: exit reason {reason}", _LOG
+                )
             if fastest < _ROUND_LIMIT:
                 break
     # Intel before Westmere has KVM emulate real mode, where the rounds are; the guest proper is
@@ -169,6 +174,7 @@ def _run_machine(kvm: Fd, modules: str) -> Kvm:
     return Kvm(
         KvmVerdict.EMULATED,
         f"this KVM emulates its guests, {per_step:.0f} ns for each instruction: slower than TCG",
+        "ask whoever runs the host above for nested virtualization (VT-x, AMD-V)",
     )
 
 

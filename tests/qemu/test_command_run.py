@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``sessionvirt run`` as a person or a script meets it: console, signals, exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.qemu
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+#: A boot sector: writes a line to the first serial port, then does as the byte after it says.
+#: Real mode, loaded at 0x7C00. mov si,text; loop: lodsb; or al,al; jz end; mov dx,0x3f8; out dx,al;
+#: jmp loop.
+PRINT = bytes.fromhex("be1e7c ac 08c0 7406 baf803 ee ebf5".replace(" ", ""))
+HALT = bytes.fromhex("f4ebfd")  # hlt; jmp to it
+#: Power off by writing S5 to the PM1a control register of q35 (0x604): mov dx,0x604; mov ax,0x2000.
+OFF = bytes.fromhex("ba0406 b80020 ef f4".replace(" ", ""))
+#: The text has to be where the first instruction looks for it.
+TEXT_AT = 0x1E
+
+
+def boot_sector(text: bytes, end: bytes) -> bytes:
+    code = (PRINT + end).ljust(TEXT_AT, b"\x90") + text + b"\0"
+    return code.ljust(510, b"\0") + b"\x55\xaa"
+
+
+XML = """\
+<domain type='qemu'>
+  <name>guest</name><memory unit='MiB'>64</memory>
+  <os><type machine='q35'>hvm</type><boot dev='hd'/></os>
+  <features><acpi/></features>
+  <devices>
+    <disk type='file'><driver type='raw'/><source file='{disk}'/><target dev='sda'/></disk>
+    <serial type='pty'/>{devices}
+  </devices>
+</domain>
+"""
+
+
+@pytest.fixture
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "XDG_CACHE_HOME": str(cache),
+        "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/bus",
+        "TERM": "xterm",
+    }
+
+
+def write_guest(directory: Path, end: bytes, *, devices: str = "") -> Path:
+    disk = directory / "disk.img"
+    # SeaBIOS reads whole cylinders of small disks.
+    disk.write_bytes(boot_sector(b"hello from the guest\r\n", end).ljust(1 << 20, b"\0"))
+    path = directory / "guest.xml"
+    path.write_text(XML.format(disk=disk, devices=devices))
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "sessionvirt", *map(str, arguments)]
+
+
+def run(
+    environment: dict[str, str], *arguments: object, check: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if check is not None:
+        assert done.returncode == check, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+# --- a guest that ends
+
+
+def test_the_console_is_stdout_and_powering_off_is_success(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = run(environment, "run", "--quiet", write_guest(tmp_path, OFF), check=0)
+    assert "hello from the guest" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_last_words_of_a_guest_are_not_lost(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """They are written a few instructions before the power goes."""
+    guest = write_guest(tmp_path, OFF)
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        command("run", "-q", guest), env=environment, stdin=subprocess.DEVNULL, stdout=writer
+    ) as process:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as output:
+            assert b"hello from the guest" in output.read()
+        assert process.wait() == 0
+
+
+def test_time_is_up(tmp_path: Path, environment: dict[str, str]) -> None:
+    # A processor that is halted with interrupts off does not see the power button.
+    done = run(environment, "run", "--timeout", "0.2", write_guest(tmp_path, b"\xfa" + HALT))
+    assert done.returncode == 124
+    assert "0.2 s are up" in done.stderr
+
+
+def test_what_is_not_understood_is_said_and_refused_if_strict(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    guest = write_guest(tmp_path, OFF, devices="<sound model='ac97'/>")
+    done = run(environment, "run", guest, check=0)
+    assert f"{guest}:7: not understood, has no effect: /domain/devices/sound" in done.stderr
+    assert "sound" in run(environment, "run", "--strict", guest, check=2).stderr
+
+
+# --- signals
+
+
+@pytest.fixture
+def halted(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A machine in the foreground that never ends by itself, whose guest has said hello."""
+    with subprocess.Popen(
+        command("run", "-v", write_guest(tmp_path, b"\xfa" + HALT)),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        while "hello" not in process.stdout.readline():
+            assert process.poll() is None
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def qemu_of(process: subprocess.Popen[str]) -> int:
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        (child,) = file.read().split()
+    return int(child)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_the_second_signal_ends_it(
+    halted: subprocess.Popen[str], number: signal.Signals, code: int
+) -> None:
+    assert halted.stderr is not None
+    halted.send_signal(number)
+    while "asking the guest to power down" not in halted.stderr.readline():
+        pass
+    halted.send_signal(number)
+    assert halted.wait(30) == code
+
+
+def test_a_qemu_that_is_killed_is_told(halted: subprocess.Popen[str]) -> None:
+    os.kill(qemu_of(halted), signal.SIGKILL)
+    assert halted.wait(30) == 9
+    assert halted.stderr is not None
+    assert "QEMU was killed by SIGKILL" in halted.stderr.read()
+
+
+def test_when_the_command_is_killed_so_is_qemu(halted: subprocess.Popen[str]) -> None:
+    qemu = os.pidfd_open(qemu_of(halted))
+    halted.kill()
+    try:
+        assert select.select([qemu], [], [], 10)[0]
+    finally:
+        os.close(qemu)
+
+
+# --- a terminal
+
+
+def read_until(terminal: int, words: bytes) -> bytes:
+    seen = b""
+    while words not in seen:
+        assert select.select([terminal], [], [], 30)[0], seen
+        seen += os.read(terminal, 4096)
+    return seen
+
+
+def test_on_a_terminal_ctrl_c_is_ours_and_the_settings_come_back(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    guest = write_guest(tmp_path, b"\xfa" + HALT)
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    # A session whose terminal it is, as a shell would make it.
+    script = (
+        "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *command("run", guest)],
+        env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        try:
+            read_until(ours, b"hello from the guest")
+            assert not termios.tcgetattr(theirs)[3] & (termios.ICANON | termios.ECHO)
+            os.write(ours, b"\x03")
+            read_until(ours, b"asking the guest to power down")
+            os.write(ours, b"\x03")
+            read_until(ours, b"ending the machine")
+            assert process.wait(30) == 130
+            assert termios.tcgetattr(theirs) == before
+        finally:
+            process.kill()
+            os.close(ours)
+            os.close(theirs)
+
+
+# --- without a guest
+
+
+def test_a_plan_changes_nothing_and_has_a_command_line(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    guest = write_guest(tmp_path, OFF)
+    done = run(environment, "plan", guest, check=0)
+    assert "would start without a question" in done.stdout
+    assert "Nothing on this host changes" in done.stdout
+    plan = json.loads(run(environment, "plan", "--json", guest, check=0).stdout)
+    assert set(plan) == {
+        "version", "vm", "verdict", "action", "prompt", "requests", "steps", "command",
+    }  # fmt: skip
+    assert (plan["version"], plan["vm"], plan["verdict"]) == (1, "guest", "yes")
+    assert plan["command"][0].endswith("qemu-system-x86_64")
+    dry = run(environment, "run", "--dry-run", guest, check=0)
+    assert dry.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run", "/nonexistent.xml"), 3, "cannot be read"),
+        (("run",), 2, "nothing to boot from"),
+        (("run", "--network", "default", "--kernel", "/dev/null"), 8, "cannot connect"),
+        (("networks",), 8, "what to do: install"),
+        (("leases", "--json"), 8, "cannot connect to the system bus"),
+        (("plan", "--bridge", "br0", "--kernel", "/dev/null"), 8, "cannot connect"),
+        (("run", "--memory", "-1"), 2, "less than 1"),
+        (("run", "--frobnicate"), 2, "unrecognized"),
+        ((), 2, "VERB"),
+    ],
+)
+def test_what_goes_wrong_has_its_exit_status(
+    environment: dict[str, str], arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = run(environment, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+
+
+def test_broken_xml_names_file_and_line(tmp_path: Path, environment: dict[str, str]) -> None:
+    broken = tmp_path / "broken.xml"
+    broken.write_text("<domain type='kvm'>\n<name>a</nam>\n</domain>")
+    done = run(environment, "run", broken, check=2)
+    assert f"{broken}" in done.stderr
+    assert "2" in done.stderr
+
+
+def test_doctor_works_without_a_broker(environment: dict[str, str]) -> None:
+    report = json.loads(run(environment, "doctor", "--json", check=0).stdout)
+    assert (report["version"], report["broker"]) == (1, None)
+    levels = {check["name"]: check["level"] for check in report["checks"]}
+    assert levels["qemu"] == "ok"
+    assert levels["broker"] == "warning"
+    text = run(environment, "doctor", check=0).stdout
+    assert "\x1b" not in text
+    assert "0 problems" in text
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(environment: dict[str, str]) -> None:
+    with subprocess.Popen(
+        command("doctor"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 1
