@@ -160,8 +160,8 @@ def halted(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.P
             process.kill()
 
 
-def qemu_of(process: subprocess.Popen[str]) -> int:
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+def qemu_of(pid: int) -> int:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
         (child,) = file.read().split()
     return int(child)
 
@@ -181,14 +181,14 @@ def test_the_second_signal_ends_it(
 
 
 def test_a_qemu_that_is_killed_is_told(halted: subprocess.Popen[str]) -> None:
-    os.kill(qemu_of(halted), signal.SIGKILL)
+    os.kill(qemu_of(halted.pid), signal.SIGKILL)
     assert halted.wait(30) == 9
     assert halted.stderr is not None
     assert "QEMU was killed by SIGKILL" in halted.stderr.read()
 
 
 def test_when_the_command_is_killed_so_is_qemu(halted: subprocess.Popen[str]) -> None:
-    qemu = os.pidfd_open(qemu_of(halted))
+    qemu = os.pidfd_open(qemu_of(halted.pid))
     halted.kill()
     try:
         assert select.select([qemu], [], [], 10)[0]
@@ -225,6 +225,7 @@ def test_on_a_terminal_ctrl_c_is_ours_and_the_settings_come_back(
         try:
             read_until(ours, b"hello from the guest")
             assert not termios.tcgetattr(theirs)[3] & (termios.ICANON | termios.ECHO)
+            assert os.getpgid(qemu_of(process.pid)) != os.getpgid(process.pid)
             os.write(ours, b"\x03")
             read_until(ours, b"asking the guest to power down")
             os.write(ours, b"\x03")
