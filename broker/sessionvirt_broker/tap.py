@@ -25,7 +25,7 @@ from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
 from .steps import Step
 from .tun import create
-from .wire import BridgeName, Mac, NetworkName, bridge_name, mac, network_name, shown
+from .wire import PORT_PREFIX, BridgeName, Mac, NetworkName, bridge_name, mac, network_name, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +134,7 @@ class AttachTap(Step):
     ifname: str
     bridge: str
     mac: str
+    guest: str
     mtu: int
     altname: str
     ifindex: int = 0
@@ -149,7 +150,16 @@ class AttachTap(Step):
         if link is None or bridge is None or bridge.kind != "bridge":
             raise OSError(f"{self.ifname} or {self.bridge} vanished")
         host.links.add_altname(link.ifindex, self.altname)
-        host.links.attach(link.ifindex, bridge=bridge.ifindex, mac=self.mac, mtu=self.mtu)
+        # A port has no layer 3 of its own; without this it would get a link-local address.
+        disable = host.paths.proc_net / "ipv6/conf" / self.ifname / "disable_ipv6"
+        if disable.exists():
+            disable.write_text("1\n")
+        try:
+            host.links.attach(
+                link.ifindex, bridge=bridge.ifindex, mac=self.mac, guest=self.guest, mtu=self.mtu
+            )
+        except FileExistsError as error:
+            raise Busy(f"the MAC address {self.guest} is in use on {self.bridge}") from error
         return replace(self, ifindex=link.ifindex)
 
     def undo(self, host: Host) -> None:
@@ -227,8 +237,9 @@ class TapKind:
         ifname = TAP_PREFIX + secrets.token_hex(6)
         words = re.sub(r"[^A-Za-z0-9_.-]", "_", owner.vm)[:64]
         altname = f"{TAP_PREFIX}-{owner.uid}-{words}-{tap.position}"
-        # Like libvirt's: a high first byte, so that no bridge would ever take it for its own.
-        port_mac = "fe" + address[2:]
+        # Like libvirt's: a high first byte, so that no bridge would ever take it for its own. No
+        # guest's begins with it (wire.py).
+        port_mac = PORT_PREFIX + address[3:]
         if tap.network is None:
             bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
             link = host.links.by_index(ifindex)
@@ -238,7 +249,7 @@ class TapKind:
                 steps=(
                     CreateTap(ifname, tap.queues),
                     FilterTap(ifname, owner.uid, address, (), (), unbound=1),
-                    AttachTap(ifname, bridge, port_mac, mtu, altname),
+                    AttachTap(ifname, bridge, port_mac, address, mtu, altname),
                 ),
             )
         network = self._network(tap.network, configuration)
@@ -250,7 +261,7 @@ class TapKind:
                 CreateTap(ifname, tap.queues),
                 FilterTap(ifname, owner.uid, address, (ipv4,), (ipv6,) if ipv6 else (), unbound=0),
                 HostEntry(network.bridge, ifname, address, ipv4, ipv6),
-                AttachTap(ifname, network.bridge, port_mac, network.mtu, altname),
+                AttachTap(ifname, network.bridge, port_mac, address, network.mtu, altname),
             ),
         )
 

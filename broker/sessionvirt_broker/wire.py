@@ -25,6 +25,9 @@ Mac = NewType("Mac", str)
 NetworkName = NewType("NetworkName", str)
 BridgeName = NewType("BridgeName", str)
 
+#: How the address of the host's end of a TAP begins; with it in place of the guest's first octet.
+PORT_PREFIX = "fe:"
+
 # fullmatch with explicit ASCII classes: "$" lets a newline through, "\d" takes Arabic digits.
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _NETWORK = re.compile(r"[a-z][a-z0-9_]{0,10}")
@@ -105,6 +108,8 @@ def mac(fields: Fields) -> Mac | None:
         raise InvalidRequest(f"{fields.where}.mac: must look like 52:54:00:12:34:56")
     if int(address[:2], 16) & 1 or address == "00:00:00:00:00:00":
         raise InvalidRequest(f"{fields.where}.mac: must be a unicast address")
+    if address.startswith(PORT_PREFIX):
+        raise InvalidRequest(f"{fields.where}.mac: {PORT_PREFIX} is for the host's end of a TAP")
     return Mac(address)
 
 
