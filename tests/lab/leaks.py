@@ -85,7 +85,8 @@ def left_behind(
     for field in fields(Snapshot):
         left = getattr(after, field.name) - getattr(before, field.name)
         if field.name == "processes":
-            left = {_describe(pid) for pid in left - expected if _still_runs(pid)}
+            described = {pid: _describe(pid) for pid in left - expected}
+            left = {words for pid, words in described.items() if _still_runs(pid)}
         lines += [f"{field.name}: {one}" for one in sorted(left)]
     return lines
 
