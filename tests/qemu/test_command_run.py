@@ -282,7 +282,7 @@ def test_what_goes_wrong_has_its_exit_status(
 
 def test_broken_xml_names_file_and_line(tmp_path: Path, environment: dict[str, str]) -> None:
     broken = tmp_path / "broken.xml"
-    broken.write_text("<domain type='kvm'>\n<name>a</nam>\n</domain>")
+    broken.write_text("<domain type='kvm'>\n<name>a</label>\n</domain>")
     done = run(environment, "run", broken, check=2)
     assert f"{broken}" in done.stderr
     assert "2" in done.stderr

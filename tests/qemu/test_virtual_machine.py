@@ -17,10 +17,11 @@ from sessionvirt.driver.domain import Settings, VirtualMachine
 from sessionvirt.driver.outcome import Ending
 from sessionvirt.errors import LaunchError, NotFoundError, QemuError, StateError
 from sessionvirt.model.domain import Domain, parse_domain
+from sessionvirt.qemu.qmp import Monitor
 from sessionvirt.states import DomainState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 pytestmark = pytest.mark.qemu
 
@@ -217,6 +218,27 @@ def test_a_guest_has_a_user_mode_network() -> None:
 
     devices = "<interface type='user'><mac address='52:54:00:01:02:03'/></interface>"
     assert live(use, what=domain(devices))[:3] == START
+
+
+def test_what_the_command_line_cannot_say_is_said_before_the_guest_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    execute = Monitor.execute
+
+    async def listen(
+        monitor: Monitor, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        said.append(command)
+        return await execute(monitor, command, arguments)
+
+    monkeypatch.setattr(Monitor, "execute", listen)
+
+    async def use(vm: VirtualMachine) -> None:
+        await vm.start()
+
+    live(use, what=domain("<interface type='user'><link state='down'/></interface>"))
+    assert said[-2:] == ["set_link", "cont"]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ class VirtualMachine:
     async def _launch(self, stack: contextlib.AsyncExitStack) -> tuple[Monitor, Child]:
         """Spawn QEMU with everything it inherits, and wait for its monitor."""
         # Half of the time that a start takes is imports; this one is needed here only.
-        from sessionvirt.qemu.command import build
+        from sessionvirt.qemu.command import build, preparations
 
         settings, domain = self.settings, self.domain
         if settings.console is not None:
@@ -245,6 +245,8 @@ class VirtualMachine:
         await stack.enter_async_context(monitor)
         if monitor.version != capabilities.version:
             qemu_capabilities.forget(binary)
+        for name, arguments in preparations(domain):
+            await monitor.execute(name, arguments)
         return monitor, child
 
     # --- run
