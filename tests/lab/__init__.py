@@ -6,7 +6,10 @@ module:
 
 ``stage``       the project's files below a prefix, as a package would install them
 ``namespaces``  a private view of /usr/local, /run, /etc and of the network
-``outside``     a second network namespace: the world beyond the uplink
+``host``        what that host looks like from the inside
+``outside``     a second network namespace, the world beyond the uplink; ``peer`` answers there
+``lan``         a bridge as an administrator makes one
+``daemon``      a daemon under test, and what it said
 ``bus``         Debian's own system bus, with service activation
 ``polkit``      Debian's own polkitd, and its rules
 ``fakepolkit``  polkit's name, owned by a test that answers what it wants
@@ -14,7 +17,9 @@ module:
 ``client``      asks the broker as a user, and brings the TAPs back
 ``rawbus``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
-``guest``       a Debian kernel with a busybox initramfs
+``tap``         the guest's end of a TAP; ``frames`` are what goes through
+``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
+``links``       wait for an interface to come or go; ``files``: for a directory to become empty
 ``leaks``       what is there now, to be compared with what was there before
 
 The lab knows the project only as installed files, programs and bus names; it imports neither half.
