@@ -14,18 +14,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lab import leaks, namespaces
 from lab.broker import USER, Broker
 from lab.bus import SystemBus
-from lab.daemon import DaemonError
+from lab.daemon import DaemonError, log_of
 from lab.guest import CMDLINE, Guest, GuestError, fetch_kernel
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
 from lab.polkit import Polkit
@@ -33,7 +34,10 @@ from lab.users import User
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
+#: Seconds after which the demo gives up; it takes about ten.
+DEADLINE = 90
 EXAMPLE_RULE = "share/doc/sessionvirt/sessionvirt.rules.example"
 #: Its own MAC address, and one that it was not given.
 MAC, FORGED_MAC = "52:54:00:aa:00:01", "52:54:00:66:66:66"
@@ -319,13 +323,23 @@ def perform() -> int:
     print(report.paint("sessionvirt demo", 1), flush=True)
     report.note("All of it happens in namespaces of its own: this machine is not changed.")
     leaks.adopt_orphans()
+    signal.signal(signal.SIGALRM, _time_is_up)
+    signal.alarm(DEADLINE)
     with ExitStack() as stack:
         stage = _prepare(report, stack)
         without_permission(stage)
         with_permission(stage)
+    signal.alarm(0)
+    if report.failed:
+        report.step("What the broker said")
+        report.quote(log_of("sessionvirt-broker").read_text()[-4000:])
     print(f"\n{report.held} of {report.held + report.failed} hold", end="")
     print(f" after {time.monotonic() - started:.0f} s")
     return 1 if report.failed else 0
+
+
+def _time_is_up(signum: int, frame: FrameType | None) -> NoReturn:
+    raise TimeoutError(f"not done after {DEADLINE} s")
 
 
 def main() -> int:
@@ -341,6 +355,8 @@ def main() -> int:
     except (DaemonError, GuestError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

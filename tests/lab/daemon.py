@@ -57,6 +57,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 pass_fds=pass_fds,
+                process_group=0,  # ^C is for who runs the tests, not for the daemons
             )
 
     def wait(self, timeout: float) -> int:

@@ -53,6 +53,7 @@ class Outside:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
         assert self._peer.stdout is not None
         if self._peer.stdout.readline() != "ready\n":
