@@ -116,9 +116,9 @@ class Broker:
         owner = Owner(call.caller.uid, vm_name(options))
         interactive = options.flag("interactive") or call.interactive
         options.finish()
-        offers, configuration, allowed = await self._permit(call, owner, raw, interactive, None)
+        offers, allowed = await self._permit(call, owner, raw, interactive, None)
         acquired = await self._worker.run_or_orphan(
-            lambda: self._leases.acquire(raw, owner, configuration, offers, allowed),
+            lambda: self._leases.acquire(raw, owner, self._config.current(), offers, allowed),
             self._orphaned,
         )
         self.holds.add(acquired.lease, acquired.watch)
@@ -135,7 +135,7 @@ class Broker:
         options.finish()
         uid = call.caller.uid
         owner = await self._worker.run(self._leases.owner, lease, uid)
-        offers, configuration, allowed = await self._permit(call, owner, raw, interactive, lease)
+        offers, allowed = await self._permit(call, owner, raw, interactive, lease)
 
         def undo(grants: tuple[Granted, ...]) -> None:
             names = [str(grant.facts["id"]) for grant in grants]
@@ -144,7 +144,7 @@ class Broker:
             self._spawn(self._drop_quietly(lease, uid, names))
 
         grants = await self._worker.run_or_orphan(
-            lambda: self._leases.add(lease, uid, raw, configuration, offers), undo
+            lambda: self._leases.add(lease, uid, raw, self._config.current(), offers), undo
         )
         for grant in grants:
             _tell("grant", call.caller, lease, owner, grant, allowed)
@@ -234,7 +234,7 @@ class Broker:
         raw: Sequence[RawRequest],
         interactive: bool,  # noqa: FBT001  (every caller has the five in this order)
         lease: str | None,
-    ) -> tuple[list[Offer], Configuration, str]:
+    ) -> tuple[list[Offer], str]:
         """Validate and authorise; the caller is still there afterwards."""
 
         def survey() -> tuple[list[Offer], Configuration]:
@@ -248,7 +248,7 @@ class Broker:
         # polkitd once took a subject that had left for root (CVE-2021-3560): who asked must be
         # there.
         await self._bus.identify(call.caller.sender)
-        return offers, await self._worker.run(self._config.current), allowed
+        return offers, allowed
 
     def _orphaned(self, acquired: Acquired) -> None:
         """Made for a caller that has left."""

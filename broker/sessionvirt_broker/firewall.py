@@ -58,7 +58,7 @@ class TapRules:
         hardware address and rogue servers are.
     """
 
-    ifindex: int
+    ifname: str
     uid: int
     mac: str
     ipv4: tuple[str, ...]
@@ -67,20 +67,20 @@ class TapRules:
 
     def elements(self) -> list[tuple[str, object]]:
         """Set or map, and element, of ``table bridge``."""
-        index = self.ifindex
+        name = self.ifname
         addresses6 = [*self.ipv6, str(link_local(self.mac))]
         return [
-            ("macs", {"concat": [index, self.mac]}),
-            *(("addresses4", {"concat": [index, address]}) for address in self.ipv4),
-            *(("addresses6", {"concat": [index, address]}) for address in addresses6),
+            ("macs", {"concat": [name, self.mac]}),
+            *(("addresses4", {"concat": [name, address]}) for address in self.ipv4),
+            *(("addresses6", {"concat": [name, address]}) for address in addresses6),
             *(
-                ("targets", {"concat": [index, hex(int(ipaddress.IPv6Address(address)))]})
+                ("targets", {"concat": [name, hex(int(ipaddress.IPv6Address(address)))]})
                 for address in addresses6
             ),
-            *([("unbound", index)] if self.unbound else []),
-            ("owners", [index, self.uid]),
-            ("peers", {"concat": [index, self.uid]}),
-            *((f"dropped_{reason}", index) for reason in REASONS),
+            *([("unbound", name)] if self.unbound else []),
+            ("owners", [name, self.uid]),
+            ("peers", {"concat": [name, self.uid]}),
+            *((f"dropped_{reason}", name) for reason in REASONS),
         ]
 
 
@@ -116,7 +116,7 @@ class Firewall:
 
     def __init__(self) -> None:
         self._context: Any = None
-        self._taps: dict[int, TapRules] = {}
+        self._taps: dict[str, TapRules] = {}
         self._networks: set[NetworkRules] = set()
         self._uplinks: frozenset[int] = frozenset()
 
@@ -147,7 +147,7 @@ class Firewall:
 
     def adopt(self, taps: Iterable[TapRules], networks: Iterable[NetworkRules]) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
-        self._taps = {rules.ifindex: rules for rules in taps}
+        self._taps = {rules.ifname: rules for rules in taps}
         self._networks = set(networks)
         if self._taps or self._networks:
             self._rebuild()
@@ -156,12 +156,12 @@ class Firewall:
 
     def add_tap(self, rules: TapRules) -> None:
         """Permit a TAP what ``rules`` say."""
-        self._taps[rules.ifindex] = rules
+        self._taps[rules.ifname] = rules
         self._change(_commands("add", _BRIDGE, rules.elements()))
 
     def remove_tap(self, rules: TapRules) -> None:
         """Forget a TAP. What :meth:`adopt` did not take over is in no table any more."""
-        if self._taps.pop(rules.ifindex, None) is not None:
+        if self._taps.pop(rules.ifname, None) is not None:
             self._discard(_BRIDGE, rules.elements())
 
     def add_network(self, rules: NetworkRules) -> None:
@@ -201,10 +201,7 @@ class Firewall:
         self._uplinks = frozenset()
 
     def drops(self) -> dict[str, dict[str, int]]:
-        """Frames dropped: interface to reason to count; reasons of zero are left out.
-
-        libnftables writes an index as the interface's name, and as a number once it is gone.
-        """
+        """Frames dropped: interface to reason to count; reasons of zero are left out."""
         result: dict[str, dict[str, int]] = {}
         for reason in REASONS:
             for item in self._list("set", _named(_BRIDGE, f"dropped_{reason}")):
@@ -262,10 +259,13 @@ class Firewall:
             self._rebuild()
 
     def _discard(self, table: tuple[str, str], elements: Sequence[tuple[str, object]]) -> None:
-        # Deleting what is absent is an error in nft and would fail the transaction, so each is
-        # added first: the pair is "be absent". Counters and all go with the element.
-        commands = [*_commands("add", table, elements), *_commands("delete", table, elements)]
-        if not self._run(commands) and self.state() is TablesState.PRESENT:
+        deletion = _commands("delete", table, elements)
+        if self._run(deletion):
+            return
+        # Deleting what is absent is an error in nft and fails the whole transaction. Some may be:
+        # then each is added first, and the pair means "be absent".
+        both = [*_commands("add", table, elements), *deletion]
+        if not self._run(both) and self.state() is TablesState.PRESENT:
             raise HostFailure("the host refused to remove firewall elements")
 
     def _run(self, commands: Commands) -> bool:

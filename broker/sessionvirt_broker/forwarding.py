@@ -14,7 +14,7 @@ IPv6 is not forwarded at all: a host that lives by router advertisements would l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from .steps import Step
@@ -35,14 +35,19 @@ class Forward(Step):
     """Forward what comes in by one interface.
 
     :param ifindex: which interface the name meant when this was planned.
-    :param former: 1 where it forwarded already: then there is nothing to take back.
+    :param former: 1 where it forwarded before: then there is nothing to take back.
     """
 
     NAME: ClassVar[str] = "forward"
 
     ifname: str
     ifindex: int
-    former: int = 0
+    former: int
+
+    @classmethod
+    def of(cls, ifname: str, ifindex: int, proc_net: Path) -> Self:
+        """The step for an interface as it is now."""
+        return cls(ifname, ifindex, int(_path(proc_net, ifname).read_text(encoding="ascii")))
 
     def describe(self) -> str:
         return f"forward IPv4 that comes in by {self.ifname}"
@@ -51,20 +56,18 @@ class Forward(Step):
         return f"set IPv4 forwarding of {self.ifname} back to what it was"
 
     def execute(self, host: Host) -> Self:
-        path = self._path(host)
-        former = int(path.read_text())
-        # PRIVILEGE: CAP_NET_ADMIN (net_ctl_permissions()); one interface, see the module's
-        # docstring.
-        path.write_text("1\n")
-        return replace(self, former=former)
+        # PRIVILEGE: CAP_NET_ADMIN (net_ctl_permissions()); one interface, see above.
+        _path(host.paths.proc_net, self.ifname).write_text("1\n", encoding="ascii")
+        return self
 
     def undo(self, host: Host) -> None:
         link = host.links.by_name(self.ifname)
         if link is None or link.ifindex != self.ifindex or self.former:
             return
         if not is_global(host.paths.proc_net):
-            self._path(host).write_text("0\n")
+            _path(host.paths.proc_net, self.ifname).write_text("0\n", encoding="ascii")
 
-    def _path(self, host: Host) -> Path:
-        # The name is the kernel's own (RTM_GETLINK) or the bridge's; it cannot hold a slash.
-        return host.paths.proc_net / "ipv4/conf" / self.ifname / "forwarding"
+
+def _path(proc_net: Path, ifname: str) -> Path:
+    # The name is the kernel's own (RTM_GETLINK) or the bridge's; it cannot hold a slash.
+    return proc_net / "ipv4/conf" / ifname / "forwarding"

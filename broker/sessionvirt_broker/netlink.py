@@ -63,6 +63,13 @@ class Links:
         """The interface of this index, or None."""
         return self._get(index=ifindex)
 
+    def index_of(self, name: str) -> int:
+        """The index of an interface; much cheaper than :meth:`by_name`.
+
+        :raise OSError: there is none.
+        """
+        return socket.if_nametoindex(name)
+
     def _get(self, **which: int | str) -> Link | None:
         try:
             messages = tuple(self._ip.link("get", **which))

@@ -169,8 +169,7 @@ class BridgeForward(Step):
         return "nothing: it ends with the bridge"
 
     def execute(self, host: Host) -> Self:
-        link = host.links.by_name(self.bridge)
-        Forward(self.bridge, link.ifindex if link else 0).execute(host)
+        Forward(self.bridge, host.links.index_of(self.bridge), former=0).execute(host)
         return self
 
     def undo(self, host: Host) -> None:
@@ -181,7 +180,8 @@ def uplink_steps(host: Host) -> tuple[Forward, ...]:
     """Forwarding of the interfaces with a default route; none where the whole host forwards."""
     if is_global(host.paths.proc_net):
         return ()
-    return tuple(Forward(name, index) for index, name in sorted(host.links.uplinks().items()))
+    uplinks = sorted(host.links.uplinks().items())
+    return tuple(Forward.of(name, index, host.paths.proc_net) for index, name in uplinks)
 
 
 def collision(network: Network, host: Host) -> None:

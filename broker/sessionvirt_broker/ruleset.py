@@ -29,6 +29,11 @@ With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge 
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
 from guest to guest carries a mark from there to the other table; a packet that was routed does not.
 
+Elements are keyed by the TAP's name, 48 random bits that nobody without CAP_NET_ADMIN can change:
+they are there before the TAP is. By index they would cost a dump of every interface each time, for
+libnftables looks up any index as a name first (measured: 11 ms a change with 500 TAPs, 0.6 by
+name).
+
 ``targets`` holds IPv6 addresses as 128-bit numbers: nft 1.0.6 cannot spell ``icmpv6 taddr``, and
 the same field as raw payload has the type "integer".
 """
@@ -57,11 +62,11 @@ MARKER = "sessionvirt_1"
 def _reason(name: str) -> str:
     return f"""
   set dropped_{name} {{
-    type iface_index
+    type ifname
     counter
   }}
   chain drop_{name} {{
-    iif @dropped_{name} drop
+    iifname @dropped_{name} drop
     drop
   }}"""
 
@@ -72,45 +77,48 @@ table bridge sessionvirt {{
   chain {MARKER} {{
   }}
   set macs {{
-    type iface_index . ether_addr
+    type ifname . ether_addr
   }}
   set addresses4 {{
-    type iface_index . ipv4_addr
+    type ifname . ipv4_addr
   }}
   set addresses6 {{
-    type iface_index . ipv6_addr
+    type ifname . ipv6_addr
   }}
   set targets {{
-    typeof iif . @th,64,128
+    typeof iifname . @th,64,128
   }}
   set unbound {{
-    type iface_index
+    type ifname
   }}
   map owners {{
-    type iface_index : mark
+    type ifname : mark
   }}
   set peers {{
-    type iface_index . mark
+    type ifname . mark
   }}
 """
     + "".join(map(_reason, REASONS))
     + """
   chain arp_sender {
-    iif @unbound accept
+    iifname @unbound accept
     arp operation request arp saddr ip 0.0.0.0 accept
-    meta iif . arp saddr ip @addresses4 accept
+    meta iifname . arp saddr ip @addresses4 accept
     goto drop_arp
   }
+  chain arp_hardware {
+    meta iifname . arp saddr ether @macs goto arp_sender
+  }
   chain check_arp {
-    arp htype 1 arp ptype ip arp hlen 6 arp plen 4 meta iif . arp saddr ether @macs goto arp_sender
+    arp htype 1 arp ptype ip arp hlen 6 arp plen 4 jump arp_hardware
     goto drop_arp
   }
   chain check_ipv4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
-    iif @unbound accept
+    iifname @unbound accept
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
-    meta iif . ip saddr @addresses4 accept
+    meta iifname . ip saddr @addresses4 accept
     goto drop_ipv4
   }
   chain first_fragment6 {
@@ -118,7 +126,7 @@ table bridge sessionvirt {{
     goto drop_ipv6
   }
   chain advertised {
-    meta iif . @th,64,128 @targets accept
+    meta iifname . @th,64,128 @targets accept
     goto drop_neighbour
   }
   chain own6 {
@@ -130,13 +138,13 @@ table bridge sessionvirt {{
     icmpv6 type { nd-router-advert, nd-redirect } goto drop_router
     udp sport 547 goto drop_dhcp
     udp dport 546 goto drop_dhcp
-    iif @unbound accept
+    iifname @unbound accept
     ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
-    meta iif . ip6 saddr @addresses6 goto own6
+    meta iifname . ip6 saddr @addresses6 goto own6
     goto drop_ipv6
   }
   chain from_guest {
-    meta iif . ether saddr != @macs goto drop_mac
+    meta iifname . ether saddr != @macs goto drop_mac
     ether type { 8021q, 0x88a8, 0x9100 } goto drop_vlan
     ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto drop_bpdu
     ether type arp goto check_arp
@@ -144,8 +152,11 @@ table bridge sessionvirt {{
     ether type ip6 goto check_ipv6
     goto drop_type
   }
+  chain same_owner {
+    meta mark set 0x73760001 accept
+  }
   chain between_guests {
-    meta mark set meta iif map @owners meta oif . meta mark @peers meta mark set 0x73760001 accept
+    meta mark set meta iifname map @owners meta oifname . meta mark @peers goto same_owner
     goto drop_peer
   }
   chain prerouting {

@@ -6,8 +6,9 @@ written to the journal and read back by another process. ``execute`` returns the
 learnt (an ifindex); ``undo`` works from what is written, after a crash too, and finds it in order
 that the thing was never made or is gone already.
 
-:func:`carry_out` is the one way steps are run: each is in the journal before the kernel hears of
-it, and a failure undoes what was done, last first.
+:func:`carry_out` is the one way steps are run: all of them are in the journal before the kernel
+hears of the first, and a failure undoes them, last first. So ``undo`` may also be asked of a step
+that was never begun.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from .errors import BrokerError, HostFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from .host import Host
 
@@ -84,25 +85,26 @@ def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
     return cls(**values)
 
 
-def carry_out(todo: Iterable[Step], done: list[Step], host: Host, save: Callable[[], None]) -> None:
-    """Run ``todo`` in order; ``done`` grows by each *before* it is run, and ``save`` writes it.
+def carry_out(todo: Sequence[Step], done: list[Step], host: Host, save: Callable[[], None]) -> None:
+    """Run ``todo`` in order; all of it is in ``done``, and ``save`` has written it, *before* the
+    first is run. What the steps learnt is in ``done`` afterwards; writing that is the caller's.
 
     :raise BrokerError: a step or the journal failed; everything was undone, and ``done`` holds only
         what could not be.
     """
+    doing = "write the journal below /run"
+    done[:] = todo
     try:
-        for step in todo:
-            done.append(step)
-            save()
-            done[-1] = step.execute(host)
         save()
+        for number, step in enumerate(todo):
+            doing = step.describe()
+            done[number] = step.execute(host)
     except Exception as error:
-        failed = done[-1].describe() if done else "start"
         done[:] = take_back(done, host)
         if isinstance(error, BrokerError):
             raise
-        log.exception("step failed: %s", failed)
-        raise HostFailure(f"the host refused to {failed}") from error
+        log.exception("step failed: %s", doing)
+        raise HostFailure(f"the host refused to {doing}") from error
 
 
 def take_back(done: list[Step], host: Host) -> list[Step]:

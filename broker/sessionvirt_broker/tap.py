@@ -2,9 +2,9 @@
 """The resource kind ``tap``: a TAP device, filtered, on a managed network or a LAN bridge.
 
 Whoever holds the TAP's fd is taken to be hostile: without any capability it may change the
-interface's MAC (SIOCSIFHWADDR), make it persistent and change its owner. So the rules go by ifindex
-and are in place before the interface is up, the interface is watched and a changed one ends its
-lease, and what takes it back deletes it by index, whatever was done to it.
+interface's MAC (SIOCSIFHWADDR), make it persistent and change its owner. So the rules are in place
+before the interface is, the interface is watched and a changed one ends its lease, and what takes
+it back deletes it by index, whatever was done to it.
 """
 
 from __future__ import annotations
@@ -71,10 +71,7 @@ class CreateTap(Step):
 
     def execute(self, host: Host) -> Self:
         host.fds[self.ifname] = create(self.ifname, self.queues)
-        link = host.links.by_name(self.ifname)
-        if link is None:
-            raise OSError(f"{self.ifname} vanished")
-        return replace(self, ifindex=link.ifindex)
+        return replace(self, ifindex=host.links.index_of(self.ifname))
 
     def undo(self, host: Host) -> None:
         host.close_fds(self.ifname)
@@ -87,7 +84,7 @@ class CreateTap(Step):
 
 @dataclass(frozen=True)
 class FilterTap(Step):
-    """What its frames may carry; there before the TAP is up."""
+    """What its frames may carry; there before the TAP is."""
 
     NAME: ClassVar[str] = "tap-filter"
 
@@ -97,7 +94,6 @@ class FilterTap(Step):
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...]
     unbound: int
-    ifindex: int = 0
 
     def describe(self) -> str:
         addresses = "any address" if self.unbound else ", ".join((*self.ipv4, *self.ipv6))
@@ -108,21 +104,14 @@ class FilterTap(Step):
 
     def rules(self) -> TapRules:
         """For the firewall."""
-        return TapRules(self.ifindex, self.uid, self.mac, self.ipv4, self.ipv6, bool(self.unbound))
+        return TapRules(self.ifname, self.uid, self.mac, self.ipv4, self.ipv6, bool(self.unbound))
 
     def execute(self, host: Host) -> Self:
-        link = host.links.by_name(self.ifname)
-        if link is None:
-            raise OSError(f"{self.ifname} vanished")
-        step = replace(self, ifindex=link.ifindex)
-        host.firewall.add_tap(step.rules())
-        return step
+        host.firewall.add_tap(self.rules())
+        return self
 
     def undo(self, host: Host) -> None:
-        # Without an index nothing was committed that anybody's frames could match: the TAP is gone
-        # before this is looked at, and a rebuild leaves out what no record has.
-        if self.ifindex:
-            host.firewall.remove_tap(self.rules())
+        host.firewall.remove_tap(self.rules())
 
 
 @dataclass(frozen=True)
@@ -137,7 +126,6 @@ class AttachTap(Step):
     guest: str
     mtu: int
     altname: str
-    ifindex: int = 0
 
     def describe(self) -> str:
         return f"attach {self.ifname} to {self.bridge} and set it up"
@@ -146,21 +134,17 @@ class AttachTap(Step):
         return "nothing: it ends with the TAP"
 
     def execute(self, host: Host) -> Self:
-        link, bridge = host.links.by_name(self.ifname), host.links.by_name(self.bridge)
-        if link is None or bridge is None or bridge.kind != "bridge":
-            raise OSError(f"{self.ifname} or {self.bridge} vanished")
-        host.links.add_altname(link.ifindex, self.altname)
+        ifindex, bridge = host.links.index_of(self.ifname), host.links.index_of(self.bridge)
+        host.links.add_altname(ifindex, self.altname)
         # A port has no layer 3 of its own; without this it would get a link-local address.
         disable = host.paths.proc_net / "ipv6/conf" / self.ifname / "disable_ipv6"
         if disable.exists():
-            disable.write_text("1\n")
+            disable.write_text("1\n", encoding="ascii")
         try:
-            host.links.attach(
-                link.ifindex, bridge=bridge.ifindex, mac=self.mac, guest=self.guest, mtu=self.mtu
-            )
+            host.links.attach(ifindex, bridge=bridge, mac=self.mac, guest=self.guest, mtu=self.mtu)
         except FileExistsError as error:
             raise Busy(f"the MAC address {self.guest} is in use on {self.bridge}") from error
-        return replace(self, ifindex=link.ifindex)
+        return self
 
     def undo(self, host: Host) -> None:
         pass
@@ -247,8 +231,8 @@ class TapKind:
             return Plan(
                 shared=(Shared(managed.FIREWALL, lambda: (managed.FirewallTables(),)),),
                 steps=(
-                    CreateTap(ifname, tap.queues),
                     FilterTap(ifname, owner.uid, address, (), (), unbound=1),
+                    CreateTap(ifname, tap.queues),
                     AttachTap(ifname, bridge, port_mac, address, mtu, altname),
                 ),
             )
@@ -258,8 +242,8 @@ class TapKind:
         return Plan(
             shared=managed.shared(network, host, self._machine_id),
             steps=(
-                CreateTap(ifname, tap.queues),
                 FilterTap(ifname, owner.uid, address, (ipv4,), (ipv6,) if ipv6 else (), unbound=0),
+                CreateTap(ifname, tap.queues),
                 HostEntry(network.bridge, ifname, address, ipv4, ipv6),
                 AttachTap(ifname, network.bridge, port_mac, address, network.mtu, altname),
             ),
@@ -285,7 +269,7 @@ class TapKind:
 
     def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
         for step in steps:
-            if isinstance(step, FilterTap) and step.ifindex:
+            if isinstance(step, FilterTap):
                 adopted.taps.append(step.rules())
             if isinstance(step, managed.NetworkFilter):
                 adopted.networks.append(step.rules())
