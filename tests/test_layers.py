@@ -39,7 +39,9 @@ SESSION_PARTS["cli"] = set(SESSION_PARTS)
 SESSION_PARTS["__main__"] = {"cli"}
 
 #: The broker's modules that know the bus and the event loop. Those below never import one of them.
-BROKER_EDGE = {"__main__", "authority", "broker", "bus", "consent", "service", "worker"}
+BROKER_EDGE = {
+    "__main__", "authority", "broker", "bus", "consent", "intake", "service", "worker",
+}  # fmt: skip
 
 #: Modules of the standard library and others that only these may import.
 RESTRICTED: dict[str, tuple[str, ...]] = {
@@ -55,7 +57,7 @@ RESTRICTED: dict[str, tuple[str, ...]] = {
     ),
     "dbus_fast": (
         "sessionvirt.broker_client",
-        *(f"sessionvirt_broker.{name}" for name in ("authority", "bus", "service")),
+        *(f"sessionvirt_broker.{name}" for name in ("authority", "bus", "intake", "service")),
     ),
     "nftables": ("sessionvirt_broker.firewall",),
     "pyroute2": ("sessionvirt_broker.netlink",),

@@ -91,7 +91,7 @@ class Daemon:
                 self._broker.holds.add(lease, read_end)
             loop.add_reader(self._broker.holds.fileno(), self._broker.holds_ended)
             loop.add_reader(watch.fileno(), self._heard, watch)
-            await self._bus.connect(self._service.on_message)
+            await self._bus.connect(self._service.on_message, self._service.on_fault)
             if not await self._bus.own(NAME):
                 log.error("%s is owned by somebody else", NAME)
                 return 1

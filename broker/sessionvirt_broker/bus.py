@@ -18,6 +18,7 @@ from dbus_fast import BusType, Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 
 from .errors import HostFailure
+from .intake import Intake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,10 +48,22 @@ class Bus:
         self._bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
         self._watched: dict[str, set[asyncio.Task[Any]]] = {}
 
-    async def connect(self, handler: Callable[[Message], bool]) -> None:
-        """Connect; ``handler`` says whether it has dealt with a message."""
-        self._bus.add_message_handler(handler)
-        await self._bus.connect()
+    async def connect(
+        self, handler: Callable[[Message], bool], refuse: Callable[[Message, str], None]
+    ) -> None:
+        """Connect; ``handler`` says whether it has dealt with a message.
+
+        :param refuse: gets the header of a message that was too large or not understood, and why.
+        """
+        bus = self._bus
+        bus.add_message_handler(handler)
+        await bus.connect()
+        # From here on the library decodes what intake.py has read, and reads nothing itself.
+        assert bus._sock is not None
+        intake = Intake(bus._sock, bus._process_message, refuse, bus._finalize)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(bus._sock)
+        loop.add_reader(bus._sock, intake.read)
 
     async def disconnected(self) -> None:
         """Return when the bus is gone."""

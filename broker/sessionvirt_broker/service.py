@@ -13,6 +13,7 @@ import asyncio
 import logging
 import re
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NewType
 
@@ -21,11 +22,11 @@ from dbus_fast import Message, MessageType, Variant
 from .audit import audit
 from .broker import Call
 from .bus import CallerVanished, close_fds, may_interact, wants_reply
-from .errors import BrokerError, InvalidRequest, NotFound, UnknownMethod
+from .errors import BrokerError, InvalidRequest, LimitsExceeded, NotFound, UnknownMethod
 from .wire import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from .broker import Broker
     from .bus import Bus
@@ -91,6 +92,7 @@ class Service:
         self._usage = usage
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
@@ -105,12 +107,39 @@ class Service:
             return True
         if message.message_type is not MessageType.METHOD_CALL:
             return False
-        if len(self._tasks) < _CALLS_AT_ONCE:
-            task = asyncio.get_running_loop().create_task(self._serve(message, fds))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        # Else somebody sends faster than the bus can say who it is: unanswered, and not kept.
+        self._start(message, self._serve(message, fds))
         return True
+
+    def on_fault(self, message: Message, why: str) -> None:
+        """For the header of a message whose body was too large or not understood."""
+        if message.message_type is MessageType.METHOD_CALL:
+            self._start(message, self._error(message, InvalidRequest(why)))
+
+    def _start(self, message: Message, work: Coroutine[object, object, None]) -> None:
+        """Serve a call in a task, as long as neither its sender nor everybody has too many.
+
+        At the door, before the bus is asked who it is: somebody may send faster than that. So it
+        has no line in the journal either.
+        """
+        sender, limit = message.sender or "", self._limits().calls_pending_per_sender
+        if self._under_way[sender] >= limit:
+            work.close()
+            work = self._error(message, LimitsExceeded(f"calls_pending_per_sender: {limit}"))
+            sender = ""
+        elif len(self._tasks) >= _CALLS_AT_ONCE:
+            work.close()
+            work = self._error(message, LimitsExceeded("the broker has too much to do"))
+            sender = ""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        self._under_way[sender] += 1
+        task.add_done_callback(lambda _: self._done(task, sender))
+
+    def _done(self, task: asyncio.Task[None], sender: str) -> None:
+        self._tasks.discard(task)
+        self._under_way[sender] -= 1
+        if not self._under_way[sender]:
+            del self._under_way[sender]
 
     async def settle(self, *, cancel: bool) -> None:
         """Wait for the calls under way, or (``cancel``) end them: prompts are withdrawn."""
