@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dbus_fast import Message, MessageType
 
-from lab.bus import BUS
-from lab.rawbus import PATIENCE, Client
 from lab.polkit import AUTHORITY, INTERFACE, NAME
+from lab.rawbus import PATIENCE, Client
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,15 +75,7 @@ class FakePolkit(Client):
 
     def __init__(self) -> None:
         super().__init__(pwd.getpwnam("polkitd").pw_uid)  # the bus lets nobody else own the name
-        answer = self.call(
-            "RequestName",
-            NAME,
-            4,  # DO_NOT_QUEUE
-            signature="su",
-            destination=BUS,
-            path="/org/freedesktop/DBus",
-            interface=BUS,
-        )
+        answer = self.bus_call("RequestName", "su", NAME, 4)  # DO_NOT_QUEUE
         assert answer == [1], f"somebody else owns {NAME}"
 
     def check(self, timeout: float = PATIENCE) -> Check:
@@ -125,7 +116,7 @@ class FakePolkit(Client):
 
         A round trip over the same connection: what the bus had for it has arrived by then.
         """
-        self.call("GetId", destination=BUS, path="/org/freedesktop/DBus", interface=BUS)
+        self.bus_call("GetId")
         asked = [a for a in self._backlog if a.message.message_type is MessageType.METHOD_CALL]
         assert not asked, f"polkit was asked: {[a.message.body for a in asked]}"
 

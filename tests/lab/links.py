@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["wait_for_link"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["link_goes", "wait_for_link"]
 
 RTMGRP_LINK = 1
+RTM_DELLINK = 17
 
 
 def wait_for_link(name: str, *, present: bool, timeout: float = 10) -> None:
@@ -33,3 +39,23 @@ def wait_for_link(name: str, *, present: bool, timeout: float = 10) -> None:
                 notices.recv(65536)
             except TimeoutError:
                 continue
+
+
+@contextmanager
+def link_goes(name: str, *, timeout: float = 10) -> Iterator[None]:
+    """Wait, at the end of the ``with``, until the kernel has said that *name* was deleted.
+
+    For an interface that may not be there yet at the beginning.
+
+    :param timeout: seconds.
+    :raise TimeoutError: it was not.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as notices:
+        notices.bind((0, RTMGRP_LINK))
+        notices.settimeout(timeout)
+        yield
+        gone = False
+        while not gone:
+            data = notices.recv(65536)
+            kind = int.from_bytes(data[4:6], "little")
+            gone = kind == RTM_DELLINK and name.encode() + b"\0" in data

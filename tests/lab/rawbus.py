@@ -39,6 +39,7 @@ __all__ = [
     "BusError",
     "Client",
     "Lease",
+    "marshalled",
     "options",
     "tap",
 ]
@@ -143,8 +144,8 @@ class Client:
         try:
             self.socket.settimeout(PATIENCE)
             self._connect(uid)
-            hello = self.call("Hello", destination=BUS, path="/org/freedesktop/DBus", interface=BUS)
-            self.name = str(hello[0])
+            self.name = str(self.bus_call("Hello")[0])
+            self._read(PATIENCE)  # NameAcquired, which always follows
         except BaseException:
             self.close()
             raise
@@ -203,7 +204,7 @@ class Client:
     def send(self, message: Message, fds: Sequence[int] = ()) -> int:
         """Send a message; its serial, for :meth:`answer`. ``fds`` stay the caller's."""
         message.unix_fds = list(fds)
-        self.send_bytes(bytes(message._marshall(bool(fds))), fds)
+        self.send_bytes(bytes(marshalled(message)), fds)
         return int(message.serial)
 
     def send_bytes(self, raw: bytes, fds: Sequence[int] = ()) -> None:
@@ -289,6 +290,20 @@ class Client:
         # Whoever wants descriptors takes the answer itself.
         answer.close()
 
+    def bus_call(self, member: str, signature: str = "", *body: Any) -> list[Any]:
+        """Call the bus itself; when it answers, it has dealt with all that was sent before.
+
+        :raise BusError: it refuses.
+        """
+        path = "/org/freedesktop/DBus"
+        return self.call(
+            member, *body, signature=signature, destination=BUS, path=path, interface=BUS
+        )
+
+    def owner(self, name: str = INTERFACE) -> str:
+        """Who owns a name."""
+        return str(self.bus_call("GetNameOwner", "s", name)[0])
+
     # Section: the broker
 
     def acquire(self, requests: Sequence[Any], *, vm: str = "vm", flags: int = 0) -> Lease:
@@ -336,6 +351,11 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def marshalled(message: Message) -> bytearray:
+    """The bytes of a message, to be changed by a test."""
+    return bytearray(message._marshall(bool(message.unix_fds)))
 
 
 def tap(network: str | None = "default", **parameters: Variant | str | int) -> list[Any]:
