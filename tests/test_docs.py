@@ -206,6 +206,17 @@ def configuration(indented: str) -> Configuration:
 # Everything else
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PROSE if not page.is_relative_to(DOCS)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_a_page_outside_of_sphinx_has_no_fault(page: Path) -> None:
+    need("docutils")
+    strict = "--report=warning", "--halt=warning", "--writer=null"
+    run("-m", "docutils", *strict, str(page))
+
+
 def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
     need("sphinx")
     out, trees = str(tmp_path / "html"), str(tmp_path / "trees")
