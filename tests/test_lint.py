@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("src", "broker", "tests", "dev")
+CODE = ("src", "broker", "tests", "dev", "hatch_build.py")
 
 
 def run_linter(module: str, *arguments: str) -> None:
@@ -51,7 +51,7 @@ def test_mypy_is_strict_about_everything() -> None:
 
 def test_codespell_finds_nothing() -> None:
     words = "conectix,iif,passt,re-used"
-    prose = ("polkit", "systemd", "docs")
+    prose = ("polkit", "systemd", "docs", *(path.name for path in ROOT.glob("*.rst")))
     run_linter("codespell_lib", "--ignore-words-list", words, "--skip", "*.pyc", *CODE, *prose)
 
 
