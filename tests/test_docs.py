@@ -22,6 +22,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+import sessionvirt
+import sessionvirt_broker
 from sessionvirt import errors
 from sessionvirt.cli import status
 from sessionvirt.cli.arguments import parser
@@ -99,6 +101,18 @@ def test_a_page_renders_without_a_warning(page: Path) -> None:
     roff = run("-c", show + "print(render(Path(sys.argv[1])))", str(page))
     name, _, number = page.stem.rpartition(".")
     assert f'.TH "{name}" "{number}"' in roff
+
+
+def test_every_page_is_of_this_version() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+    assert version == sessionvirt.__version__ == sessionvirt_broker.__version__
+    pages = [
+        page.name for page in PAGES if f":Version: sessionvirt {version}\n" in page.read_text()
+    ]
+    assert pages == [page.name for page in PAGES]
+    assert f'release = "{version}"\n' in (DOCS / "conf.py").read_text()
+    assert f"\n{version} " in (ROOT / "NEWS.rst").read_text()
 
 
 def test_a_fault_ends_the_rendering(tmp_path: Path) -> None:
