@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .errors import BrokerError
 from .forwarding import Forward
 from .journal import Journal, Record
-from .network import FORWARDING, uplink_steps
+from .network import FORWARDING, BridgeForward, uplink_steps
 from .steps import carry_out, take_back
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class SharedResources:
         for ifindex in want.keys() - have.keys():
             self._forward(record, want[ifindex])
         self._journal.write(record)
+        self._forward_again()
         self._restrict_uplinks()
 
     # Section: a new broker
@@ -137,6 +138,17 @@ class SharedResources:
         except OSError:
             steps.pop()  # the interface is gone again
             log.warning("cannot %s", step.describe())
+
+    def _forward_again(self) -> None:
+        """Turning global forwarding off turns off every interface's: ours go on."""
+        for record in self._records.values():
+            for step in record.parts.get("", ()):
+                mine = isinstance(step, Forward) and not step.former
+                if mine or isinstance(step, BridgeForward):
+                    try:
+                        step.execute(self._host)
+                    except OSError:
+                        log.warning("cannot %s", step.describe())
 
     def _restrict_uplinks(self) -> None:
         steps: list[Step] = self._records[FORWARDING].parts.get("", [])
