@@ -74,7 +74,6 @@ def test_no_group_of_the_bridge_leads_around_the_filter(last: int, taps: tuple[T
         alice.send(alice.to6(target, source, to, frames.UDP, segment))
         # Delivery is over when send() returns; only what is there already can come.
         for one in (service, service6):
-            one.setblocking(False)
             with pytest.raises(BlockingIOError):
                 one.recv(100)
 

@@ -237,6 +237,14 @@ class Client:
         facts = self.call("Diagnose", "a{sv}", {}).body[0]
         return {key: variant.value for key, variant in facts.items()}
 
+    def settle(self) -> None:
+        """Return when the broker has dealt with everything that the kernel has told it so far.
+
+        What it was told is begun before the first of these calls is, and ended before the second.
+        """
+        self.leases()
+        self.leases()
+
     def close(self) -> None:
         """Leave the bus; leases stay."""
         bus, self.bus = self.bus, None

@@ -84,12 +84,12 @@ def forwarding(name: str) -> str:
 
 @contextmanager
 def listener(address: str, port: int, kind: socket.SocketKind) -> Iterator[socket.socket]:
-    """A service of the host on one address; a datagram is waited for half a second."""
+    """A service of the host on one address; it does not wait."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, kind) as service:
         service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         service.bind((address, port))
         if kind is socket.SOCK_STREAM:
             service.listen()
-        service.settimeout(0.5)
+        service.settimeout(0)
         yield service

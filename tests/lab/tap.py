@@ -7,6 +7,7 @@ offload.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import select
 import subprocess
@@ -37,6 +38,8 @@ class Tap:
     def __init__(self, fds: list[int], facts: Mapping[str, Any]) -> None:
         self.fds = fds
         self.facts = facts
+        #: Whether :meth:`until` answers who asks for this guest's addresses, as a guest would.
+        self.attentive = False
         for descriptor in fds:
             os.set_blocking(descriptor, False)
 
@@ -103,6 +106,8 @@ class Tap:
         while True:
             for packet in self.waiting():
                 seen.append(packet)
+                if self.attentive:
+                    self._answer(packet)
                 if wanted(packet):
                     return seen
             left = deadline - time.monotonic()
@@ -118,6 +123,17 @@ class Tap:
         return False
 
     # What a guest does
+
+    def _answer(self, packet: frames.Packet) -> None:
+        if packet.ethertype == frames.ARP and packet.kind == 1 and packet.target == self.ipv4:
+            back = packet.source_mac
+            self.send(frames.arp(2, self.mac, self.ipv4, packet.source, target=back))
+        if packet.protocol == frames.ICMP6 and packet.kind == 135 and packet.source != "::":
+            wanted = str(ipaddress.IPv6Address(packet.payload[4:20]))
+            if wanted in (self.link_local, self.ipv6):
+                to = packet.source
+                said = frames.neighbour_advertisement(wanted, to, wanted, self.mac)
+                self.send(self.to6(packet.source_mac, wanted, to, frames.ICMP6, said))
 
     def ask_arp(self, address: str) -> str:
         """The MAC of *address*, by ARP.

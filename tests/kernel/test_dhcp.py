@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The real dnsmasq of a managed network gives a guest exactly what was granted, and names."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab import frames
+from lab.client import network_tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lab.broker import Broker
+    from lab.client import Client
+    from lab.frames import Packet
+    from lab.tap import Tap
+
+pytestmark = pytest.mark.kernel
+
+GATEWAY, GATEWAY6 = "10.213.80.1", "fd53:7669:7274:1::1"
+DHCP_SERVERS = "ff02::1:2"
+NAK = 6
+
+
+@pytest.fixture(scope="module")
+def tap(lasting_broker: Broker, alices: Client) -> Iterator[Tap]:
+    """alice's guest, which answers who asks for it."""
+    with alices.acquire() as lease:
+        lease.tap.attentive = True
+        yield lease.tap
+
+
+def exchange(tap: Tap, question: bytes, ports: tuple[int, int], mark: bytes) -> Packet:
+    """Ask until a datagram with *mark* in it comes back: dnsmasq may still be starting."""
+    for _ in range(20):
+        tap.send(question)
+        try:
+            return tap.until(lambda p: p.ports == ports and mark in p.payload, timeout=0.5)[-1]
+        except TimeoutError:
+            continue
+    raise TimeoutError("dnsmasq never answered")
+
+
+def dhcp4(tap: Tap, kind: int, **options: bytes) -> tuple[str, dict[int, bytes]]:
+    numbered = {int(key.removeprefix("option")): value for key, value in options.items()}
+    message = frames.dhcp4(kind, tap.mac, {55: b"\x01\x03\x06\x1a\x33", **numbered})
+    segment = frames.udp("0.0.0.0", "255.255.255.255", (68, 67), message)
+    packet = frames.ipv4("0.0.0.0", "255.255.255.255", frames.UDP, segment)
+    question = frames.ethernet(frames.BROADCAST, tap.mac, frames.IPV4, packet)
+    return frames.read_dhcp4(exchange(tap, question, (67, 68), frames.mac_bytes(tap.mac)).payload)
+
+
+def dhcp6(tap: Tap, kind: int, *options: tuple[int, bytes]) -> tuple[int, dict[int, bytes]]:
+    association = (3, struct.pack("!III", 1, 0, 0))
+    message = frames.dhcp6(kind, [(1, frames.duid(tap.mac)), association, (8, bytes(2)), *options])
+    segment = frames.udp(tap.link_local, DHCP_SERVERS, (546, 547), message)
+    mac = frames.multicast_mac(DHCP_SERVERS)
+    question = tap.to6(mac, tap.link_local, DHCP_SERVERS, frames.UDP, segment)
+    return frames.read_dhcp6(exchange(tap, question, (547, 546), frames.duid(tap.mac)).payload)
+
+
+def address_in(options: dict[int, bytes]) -> str:
+    """The address of the only association."""
+    inner = frames.dhcp6_options(options[3][12:])
+    return str(ipaddress.IPv6Address(inner[5][:16]))
+
+
+def packed(address: str) -> bytes:
+    return ipaddress.ip_address(address).packed
+
+
+def test_dhcp_gives_exactly_the_granted_address(tap: Tap) -> None:
+    offered, options = dhcp4(tap, frames.DISCOVER)
+    assert (offered, options[53]) == (tap.ipv4, bytes([frames.OFFER]))
+    server = options[54]
+    given, options = dhcp4(tap, frames.REQUEST, option50=packed(offered), option54=server)
+    assert (given, options[53]) == (tap.ipv4, bytes([frames.ACK]))
+    assert options[1] == packed("255.255.240.0")
+    assert options[3] == options[6] == server == packed(GATEWAY)
+    assert options[26] == struct.pack("!H", tap.facts["mtu"])
+    assert options[51] == struct.pack("!I", 3600)
+
+
+def test_dhcp_refuses_another_address(tap: Tap) -> None:
+    dhcp4(tap, frames.DISCOVER)
+    _, options = dhcp4(tap, frames.REQUEST, option50=packed("10.213.80.77"))
+    assert options[53] == bytes([NAK])
+
+
+def test_dhcp6_gives_exactly_the_granted_address(tap: Tap) -> None:
+    kind, options = dhcp6(tap, frames.SOLICIT)
+    assert (kind, address_in(options)) == (frames.ADVERTISE, tap.ipv6)
+    kind, options = dhcp6(tap, frames.REQUEST6, (2, options[2]))
+    assert (kind, address_in(options)) == (frames.REPLY, tap.ipv6)
+
+
+def test_a_second_guest_gets_its_own_while_dnsmasq_runs(tap: Tap, bobs: Client) -> None:
+    with bobs.acquire() as lease:
+        lease.tap.attentive = True
+        assert lease.tap.ipv4 != tap.ipv4
+        assert dhcp4(lease.tap, frames.DISCOVER)[0] == lease.tap.ipv4
+        assert address_in(dhcp6(lease.tap, frames.SOLICIT)[1]) == lease.tap.ipv6
+    assert dhcp4(tap, frames.DISCOVER)[0] == tap.ipv4
+
+
+def test_the_same_machine_gets_the_same_addresses_at_its_next_start(
+    tap: Tap, alices: Client
+) -> None:
+    def once() -> tuple[str, str, str]:
+        with alices.acquire(network_tap(), vm="again") as lease:
+            return lease.tap.mac, lease.tap.ipv4, lease.tap.ipv6
+
+    assert once() == once()
+
+
+def test_router_advertisements_offer_addresses_and_no_route(tap: Tap) -> None:
+    target = "ff02::2"
+    question = frames.router_solicitation(tap.link_local, target, tap.mac)
+    tap.send(tap.to6(frames.multicast_mac(target), tap.link_local, target, frames.ICMP6, question))
+    answer = tap.until(lambda p: p.protocol == frames.ICMP6 and p.kind == 134)[-1]
+    _, flags, lifetime = struct.unpack_from("!BBH", answer.payload)
+    assert lifetime == 0
+    assert flags & 0x80  # addresses come by DHCPv6
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_gateway_answers_dns(version: int, tap: Tap) -> None:
+    question = struct.pack("!HHHHHH", 0x5356, 0x0100, 1, 0, 0, 0)
+    question += b"\x07gateway\x07invalid\0" + struct.pack("!HH", 1, 1)
+    mac = tap.ask_arp(GATEWAY)
+    if version == 4:
+        frame = tap.udp4(mac, GATEWAY, (5353, 53), question)
+    else:
+        segment = frames.udp(tap.ipv6, GATEWAY6, (5353, 53), question)
+        frame = tap.to6(mac, tap.ipv6, GATEWAY6, frames.UDP, segment)
+    answer = exchange(tap, frame, (53, 5353), b"SV")
+    assert answer.payload[:2] == b"SV"
+    assert answer.source == (GATEWAY if version == 4 else GATEWAY6)
