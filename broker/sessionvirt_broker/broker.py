@@ -82,7 +82,6 @@ class Broker:
     ) -> dict[str, object]:
         """Plan."""
         owner = Owner(call.caller.uid, vm_name(options))
-        options.flag("interactive")
         options.finish()
 
         def survey() -> tuple[list[Offer], list[tuple[str, str]]]:

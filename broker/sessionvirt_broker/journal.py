@@ -90,8 +90,14 @@ class Journal:
             raise HostFailure("write the journal below /run") from error
 
     def remove(self, record_id: str) -> None:
-        """Forget a record whose steps are all undone."""
-        self._path(record_id).unlink(missing_ok=True)
+        """Forget a record whose steps are all undone.
+
+        One that cannot be removed is no reason to keep a lease: the next broker undoes it again.
+        """
+        try:
+            self._path(record_id).unlink(missing_ok=True)
+        except OSError:
+            log.exception("a journal record cannot be removed")
 
     def load(self) -> Iterator[Record]:
         """Every record of this boot. Those of another boot are removed, strange ones set aside."""
