@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lab.daemon import log_of
+from lab.brokerlog import Log
 from lab.fakepolkit import FakePolkit
 from lab.rawbus import Client
 
@@ -53,23 +53,6 @@ def open_bus(broker: Broker, bus: SystemBus) -> Iterator[None]:
     yield
     BUS_POLICY.write_text(text)
     bus.reload()
-
-
-class Log:
-    """What the broker has written since the test began."""
-
-    def __init__(self) -> None:
-        self._path = log_of("sessionvirt-broker")
-        self._path.touch()
-        self._start = self._path.stat().st_size
-
-    def text(self) -> str:
-        """All of it."""
-        return self._path.read_bytes()[self._start :].decode()
-
-    def lines(self, event: str = "") -> list[str]:
-        """The lines of one kind of event."""
-        return [one for one in self.text().splitlines() if f"event={event}" in one]
 
 
 @pytest.fixture

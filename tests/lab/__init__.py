@@ -14,6 +14,8 @@ module:
 ``polkit``      Debian's own polkitd, and its rules
 ``fakepolkit``  polkit's name, owned by a test that answers what it wants
 ``broker``      the real broker on that bus
+``brokerlog``   its journal lines
+``lan``         a bridge as an administrator makes one
 ``client``      asks the broker as a user, and brings the TAPs back
 ``rawbus``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
