@@ -324,10 +324,10 @@ class Leases:
         """Leases with a TAP among ``ifindexes`` that is no longer as it was given, and why."""
         ended = {}
         for lease_id in {self._by_ifindex[i] for i in ifindexes if i in self._by_ifindex}:
-            for name, steps in self._leases[lease_id].grants if lease_id in self._leases else ():
-                reason = self._kind_of(name).intact(steps, self._host)
-                if reason:
-                    ended[lease_id] = reason
+            lease = self._leases.get(lease_id)
+            reason = self._broken(lease) if lease else ""
+            if reason:
+                ended[lease_id] = reason
         return list(ended.items())
 
     def refresh_uplinks(self) -> None:
@@ -352,7 +352,7 @@ class Leases:
                 self._shared.found(record)
                 continue
             lease = Lease.of(record)
-            usable = lease.is_sound(self._kinds, self._shared)
+            usable = lease.is_sound(self._kinds, self._shared) and not self._broken(lease)
             watch = hold.reopen(self._host.paths.holds / lease.id) if usable else None
             if watch is None:
                 dead.append(record)
@@ -387,6 +387,11 @@ class Leases:
         if lease is None or lease.owner.uid != uid:
             raise NotFound("there is no such lease")
         return lease
+
+    def _broken(self, lease: Lease) -> str:
+        """Why a lease is no longer as it was given; empty: it is."""
+        reasons = (self._kind_of(name).intact(steps, self._host) for name, steps in lease.grants)
+        return next(filter(None, reasons), "")
 
     def _kind_of(self, name: str) -> ResourceKind:
         return self._kinds[kind_word(name)]

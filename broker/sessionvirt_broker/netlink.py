@@ -130,9 +130,8 @@ class Links:
     def attach(self, ifindex: int, *, bridge: int, mac: str, guest: str, mtu: int) -> None:
         """Make it a port of the bridge for one guest, and up.
 
-        The port learns nothing and is flooded with nothing that is for another: LLDP's frames teach
-        a bridge behind every hook of a filter's back, and an address that it has forgotten is asked
-        of everybody. A BPDU shuts the port (with STP on it would pass the filter, too).
+        The port learns nothing: LLDP's frames teach a bridge behind the back of every hook. A BPDU
+        shuts the port (with STP on it would pass the filter, too).
 
         :param mac: the port's own address, which is not the guest's.
         :raise FileExistsError: ``guest`` is known on that bridge: its own address, or a host's.
@@ -141,9 +140,7 @@ class Links:
         # In this order: the kernel takes address and MTU before the master (do_setlink() in
         # net/core/rtnetlink.c).
         self._ip.link("set", index=ifindex, address=mac, mtu=mtu, master=bridge)
-        self._ip.link(
-            "set", index=ifindex, kind="bridge_slave", learning=0, unicast_flood=0, guard=1
-        )
+        self._ip.link("set", index=ifindex, kind="bridge_slave", learning=0, guard=1)
         try:
             # NUD_NOARP: static; NTF_MASTER: in the bridge's table, not the device's.
             self._ip.fdb("add", ifindex=ifindex, lladdr=guest, state=0x40, flags=0x04)

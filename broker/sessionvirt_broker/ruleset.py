@@ -25,6 +25,9 @@ Frames to 01:80:c2:00:00:0x do not pass prerouting: the bridge hands some to ``i
 and BPDUs where STP is on, to the *port's own* layer 3, past every bridge hook. So a TAP itself may
 send nothing to the host in ``table inet``, and ``netlink.py`` makes ports that do not learn.
 
+What goes *to* a guest is for it or for a group: a bridge asks every port for an address that it has
+forgotten, and a guest can make it forget another's (SIOCSIFHWADDR).
+
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
 from guest to guest carries a mark from there to the other table; a packet that was routed does not.
@@ -170,6 +173,10 @@ table bridge sessionvirt {{
   chain forward {
     type filter hook forward priority -200; policy accept;
     iifname "svt*" oifname "svt*" goto between_guests
+  }
+  chain postrouting {
+    type filter hook postrouting priority -200; policy accept;
+    oifname "svt*" ether daddr & 01:00:00:00:00:00 == 0 meta oifname . ether daddr != @macs drop
   }
 }
 table inet sessionvirt {
