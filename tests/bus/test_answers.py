@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the broker answers has the keys and types that the contract's comments promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lab.contract import documented
+from lab.fakepolkit import YES, FakePolkit
+from lab.lan import lan_bridge
+from lab.rawbus import Client, options, tap
+from lab.stage import Flavour
+
+if TYPE_CHECKING:
+    from lab.broker import Broker
+    from lab.users import User
+
+pytestmark = pytest.mark.bus
+
+
+def types(row: dict[str, Any]) -> dict[str, str]:
+    return {key: variant.signature for key, variant in row.items()}
+
+
+@pytest.mark.parametrize("broker", Flavour, indirect=True)
+def test_answers_have_the_documented_keys_and_types(
+    broker: Broker, authority: FakePolkit, alice: User
+) -> None:
+    broker.configure('[bridge.lan0]\n[network.default]\nipv4 = "10.9.0.1/24"\n')
+    keys = documented()
+    mixed = [tap(queues=2), tap(None, bridge="lan0")]
+    with Client(alice) as client, lan_bridge("lan0"):
+        serial = client.ask("Plan", mixed, options(vm="one"))
+        authority.decide(YES, YES)
+        plan = client.answer(serial).body[0]
+        assert types(plan) == keys["plan"]
+        assert [types(row) for row in plan["requests"].value] == [keys["requests"]] * 2
+        for row in client.call("ListNetworks", {})[0]:
+            assert types(row) == keys["networks"]
+        assert types(client.call("Diagnose", {})[0]) == keys["facts"]
+
+        serial = client.ask("Acquire", mixed, options(vm="one"))
+        authority.decide(YES, YES)
+        answer = client.answer(serial)
+        path, hold, grants = answer.body
+        on_network = {k: v for k, v in keys["grant"].items() if k != "bridge"}
+        on_bridge = {k: v for k, v in keys["grant"].items() if k != "network"}
+        assert [types(row) for row in grants] == [on_network, on_bridge]
+        assert [row["id"].value for row in grants] == ["tap0", "tap1"]
+        assert sorted([hold, *grants[0]["fds"].value, *grants[1]["fds"].value]) == [0, 1, 2, 3]
+        assert len(answer.fds) == 4
+        assert grants[1]["bridge"].value == "lan0"
+
+        (lease,) = client.call("ListLeases", {})[0]
+        assert types(lease) == keys["leases"]
+        listed = lease["grants"].value
+        assert [types(row) for row in listed] == [on_network, on_bridge]
+        assert [row["fds"].value for row in listed] == [[], []]
+        assert lease["lease"].value == path
+        client.release(path)
+        answer.close()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The contract, read from its file: members and signatures, and the keys its comments document."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from lab.stage import ROOT
+
+__all__ = ["FILE", "Member", "documented", "errors", "members"]
+
+FILE = ROOT / "broker/org.sessionvirt.Broker1.xml"
+
+#: One type of the D-Bus, as the comments use them.
+_TYPE = r"(?:s|o|u|t|b|as|ah|aa\{sv\}|a\(ss\)|a\{st\})"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One method: what it takes and what it answers."""
+
+    takes: str
+    answers: str
+
+
+def members() -> dict[tuple[str, str], Member]:
+    """Every method, by interface and name."""
+    found = {}
+    for interface in ET.parse(FILE).getroot().iter("interface"):
+        for method in interface.iter("method"):
+            arguments = [(arg.get("direction"), arg.get("type", "")) for arg in method.iter("arg")]
+            found[interface.get("name", ""), method.get("name", "")] = Member(
+                "".join(type_ for direction, type_ in arguments if direction == "in"),
+                "".join(type_ for direction, type_ in arguments if direction == "out"),
+            )
+    return found
+
+
+def errors() -> set[str]:
+    """The names of the errors that the head of the file lists."""
+    return set(re.findall(r"^    (org\.[\w.]+)\s", FILE.read_text(), flags=re.MULTILINE))
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Key to type, as the comments say, of: grant, plan, requests, networks, leases, facts.
+
+    ``requests`` are those of a plan. A key that is there or not (network, bridge) is listed.
+    """
+    text = FILE.read_text()
+    grant = _between(text, "A grant is a{sv} with", "-->")
+    plan = _between(text, "         plan      verdict", "-->")
+    found = {
+        "grant": _table(grant),
+        "plan": _table(" " * 19 + "verdict" + plan),
+        "requests": _inline(_between(plan, "in order: kind", "steps "), "kind"),
+        "networks": _inline(_between(text, "networks  each: name", "-->"), "name"),
+        "leases": _inline(_between(text, "leases    each: lease", "-->"), "lease"),
+        "facts": _inline(_between(text, "facts     version", "-->"), "version"),
+    }
+    if "bridge s, as asked for" in grant:
+        found["grant"]["bridge"] = "s"
+    return found
+
+
+def _between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]
+
+
+def _table(text: str) -> dict[str, str]:
+    """``  key   type   words`` in lines."""
+    return dict(re.findall(rf"^\s+(\w+) +({_TYPE})(?=\s)", text, flags=re.MULTILINE))
+
+
+def _inline(text: str, first: str) -> dict[str, str]:
+    """``key (type, words), key (type)``."""
+    return dict(re.findall(rf"(\w+) \(({_TYPE})(?=[,)])", first + text))
