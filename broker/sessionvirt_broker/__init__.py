@@ -14,4 +14,11 @@ Kernel work is done on one worker thread by steps that are data; asyncio, D-Bus 
 unknown to it. The session package is never imported from here, nor trusted.
 """
 
+import sys
+
 __version__ = "0.1.0"
+
+for _name in ("gi", "psutil"):
+    # Libraries import these where they are installed: dbus-fast 1.84 all of GLib, pyroute2 a look
+    # at other people's processes. None makes the import fail, which both take for absence.
+    sys.modules[_name] = None  # type: ignore[assignment]

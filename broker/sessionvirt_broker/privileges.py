@@ -73,6 +73,8 @@ def become_broker(runtime: Path) -> NoReturn:
 
     :raise PrivilegeError: a user is missing.
     """
+    # Whoever started this may have left something open: nothing of root's goes along.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     try:
         user, dnsmasq = pwd.getpwnam(USER), pwd.getpwnam(DNSMASQ_USER)
     except KeyError as error:
