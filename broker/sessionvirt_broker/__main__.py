@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -170,6 +171,9 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(format="<3>%(name)s: %(message)s", level=logging.WARNING)
     os.umask(0o077)
+    # One descriptor a lease; the unit's (or the launcher's) hard limit is the bound.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.chdir("/")
     try:
         if os.geteuid() == 0:

@@ -88,7 +88,9 @@ class NetworkFiles(Step):
         return self
 
     def undo(self, host: Host) -> None:
-        shutil.rmtree(host.paths.networks / self.bridge, ignore_errors=True)
+        directory = host.paths.networks / self.bridge
+        shutil.rmtree(directory, ignore_errors=True)
+        _part(directory / "dnsmasq.conf").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ class HostEntry(Step):
         return self
 
     def undo(self, host: Host) -> None:
-        (host.paths.networks / self.bridge / "hosts" / self.ifname).unlink(missing_ok=True)
+        path = host.paths.networks / self.bridge / "hosts" / self.ifname
+        path.unlink(missing_ok=True)
+        _part(path).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,14 @@ class Keeper:
         self._connection.close()
 
 
+def _part(path: Path) -> Path:
+    """Where a file lies until it is whole: outside of ``hosts``."""
+    return path.parent.parent / f".{path.name}.part"
+
+
 def _publish(path: Path, text: str) -> None:
-    """Put a file there whole, readable for dnsmasq. The part lies outside of ``hosts``."""
-    part = path.parent.parent / f".{path.name}.part"
+    """Put a file there whole, readable for dnsmasq."""
+    part = _part(path)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         os.fchmod(file.fileno(), 0o644)  # the umask is 0077

@@ -204,13 +204,18 @@ class Firewall:
         """Frames dropped: interface to reason to count; reasons of zero are left out."""
         result: dict[str, dict[str, int]] = {}
         for reason in REASONS:
-            for item in self._list("set", _named(_BRIDGE, f"dropped_{reason}")):
-                for entry in item.get("set", {}).get("elem", []):
-                    element = entry["elem"]
-                    packets = element["counter"]["packets"]
-                    if packets:
-                        result.setdefault(str(element["val"]), {})[reason] = packets
+            for ifname, packets in self._counters(reason).items():
+                if packets:
+                    result.setdefault(ifname, {})[reason] = packets
         return result
+
+    def _counters(self, reason: str) -> dict[str, int]:
+        """Frames by interface."""
+        found: dict[str, int] = {}
+        for item in self._list("set", _named(_BRIDGE, f"dropped_{reason}")):
+            for entry in item.get("set", {}).get("elem", []):
+                found[str(entry["elem"]["val"])] = int(entry["elem"]["counter"]["packets"])
+        return found
 
     def foreign_forward_drops(self) -> list[str]:
         """``family table chain`` of others' forward hooks whose policy is drop."""
@@ -243,15 +248,26 @@ class Firewall:
             {"flush": {"map" if name == "owners" else "set": _named(table, name)}}
             for table, names in ((_BRIDGE, _BRIDGE_SETS), (_INET, (*_INET_SETS, "uplinks")))
             for name in names
+            if not name.startswith("dropped_")
         ]
         commands: Commands = [
             *flushes,
+            *_commands("delete", _BRIDGE, self._forgotten()),
             *_commands("add", _BRIDGE, taps),
             *_commands("add", _INET, networks),
             *_commands("add", _INET, uplinks),
         ]
         if not self._run(commands):
             raise HostFailure("the host refused the firewall's elements")
+
+    def _forgotten(self) -> list[tuple[str, object]]:
+        """The counters of TAPs that are not there any more; the others go on counting."""
+        return [
+            (f"dropped_{reason}", ifname)
+            for reason in REASONS
+            for ifname in self._counters(reason)
+            if ifname not in self._taps
+        ]
 
     def _change(self, commands: Commands) -> None:
         if not self._run(commands):

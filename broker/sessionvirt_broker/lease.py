@@ -101,6 +101,18 @@ class Lease:
         return int(str(self.record.header["next"]))
 
     @property
+    def unfinished(self) -> list[str]:
+        """Grants that were never answered, or of which something was given back already."""
+        following, ending = self.record.header.get("next"), self.record.header.get("ending")
+        if type(following) is not int or not isinstance(ending, list):
+            return []
+        return [
+            name
+            for name in self.record.parts
+            if name in ending or int("0" + name.removeprefix(kind_word(name))) >= following
+        ]
+
+    @property
     def shared(self) -> dict[str, list[str]]:
         """Part to ids of shared records.
 

@@ -293,8 +293,12 @@ class Leases:
         for name in names:
             if name not in lease.record.parts:
                 raise NotFound("grants: the lease has no such grant")
+        # First the word, then the deed: a crash between must not look like a broken lease.
+        lease.record.header["ending"] = list(dict.fromkeys(names))
+        self._journal.write(lease.record)
         for name in dict.fromkeys(names):
             self._take_part(lease, name)
+        lease.record.header["ending"] = []
         self._journal.write(lease.record)
         self._shared.collect()
         return lease.owner
@@ -352,6 +356,8 @@ class Leases:
                 self._shared.found(record)
                 continue
             lease = Lease.of(record)
+            for name in reversed(lease.unfinished):
+                self._undo.part(record, name)
             usable = lease.is_sound(self._kinds, self._shared) and not self._broken(lease)
             watch = hold.reopen(self._host.paths.holds / lease.id) if usable else None
             if watch is None:

@@ -26,6 +26,10 @@ _HEADER = struct.Struct("=IHHII")
 #: struct ifinfomsg: family, pad, type, index, flags, change.
 _IFINFO = struct.Struct("=BxHiII")
 _DST_LEN = 1  # offset of rtm_dst_len in struct rtmsg
+#: struct netconfmsg (linux/netconf.h), then its first attribute: NETCONFA_IFINDEX, which is
+#: NETCONFA_IFINDEX_ALL for the whole host; every new interface has such a message of its own.
+_NETCONF = struct.Struct("=B3x")
+_OF_ALL = struct.pack("=HHi", 8, 1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class LinkWatch:
                     ifindexes.add(_IFINFO.unpack_from(body)[2])
                 elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
                     routes = routes or (len(body) > _DST_LEN and body[_DST_LEN] == 0)
-                elif kind == _RTM_NEWNETCONF:
+                elif kind == _RTM_NEWNETCONF and body[_NETCONF.size :].startswith(_OF_ALL):
                     routes = True
 
 

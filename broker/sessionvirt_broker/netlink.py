@@ -140,7 +140,6 @@ class Links:
         # In this order: the kernel takes address and MTU before the master (do_setlink() in
         # net/core/rtnetlink.c).
         self._ip.link("set", index=ifindex, address=mac, mtu=mtu, master=bridge)
-        self._ip.link("set", index=ifindex, kind="bridge_slave", learning=0, guard=1)
         try:
             # NUD_NOARP: static; NTF_MASTER: in the bridge's table, not the device's.
             self._ip.fdb("add", ifindex=ifindex, lladdr=guest, state=0x40, flags=0x04)
@@ -148,7 +147,11 @@ class Links:
             if getattr(error, "code", None) == errno.EEXIST:
                 raise FileExistsError(guest) from error
             raise
-        self._ip.link("set", index=ifindex, state="up")
+        # A port's own settings are taken before its flags (__rtnl_newlink()); state="up" would be
+        # a setting of the port here. 1: IFF_UP.
+        self._ip.link(
+            "set", index=ifindex, kind="bridge_slave", learning=0, guard=1, flags=1, change=1
+        )
 
     def add_altname(self, ifindex: int, altname: str) -> None:
         """A second, readable name. One that is taken is no reason to fail."""
