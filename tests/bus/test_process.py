@@ -67,7 +67,7 @@ def test_the_broker_is_its_own_user_with_five_capabilities_at_most(broker: Broke
         assert mask & ~allowed == 0, field
         assert mask & 1 << FIVE["CAP_NET_ADMIN"]
     arguments = Path(f"/proc/{broker.daemon.pid}/cmdline").read_bytes().split(b"\0")
-    assert arguments[:4] == [b"/usr/bin/python3", b"-I", b"-m", b"sessionvirt_broker"]
+    assert arguments[:4] == [b"/usr/bin/python3", b"-IB", b"-m", b"sessionvirt_broker"]
 
 
 @contextmanager
@@ -332,7 +332,7 @@ def test_systemd_starts_nothing_for_the_brokers_user(
 def test_started_with_too_much_or_too_little_it_does_not_run(broker: Broker) -> None:
     user = pwd.getpwnam(USER)
     base = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    command = ["/usr/bin/python3", "-I", "-m", "sessionvirt_broker"]
+    command = ["/usr/bin/python3", "-IB", "-m", "sessionvirt_broker"]
     for more, words in (
         (["--inh-caps=+chown,+net_admin", "--ambient-caps=+chown,+net_admin"], "beyond its own"),
         (["--inh-caps=-all", "--ambient-caps=-all"], "started without"),

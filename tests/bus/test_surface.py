@@ -435,6 +435,20 @@ def test_b22_a_caller_that_never_reads_does_not_keep_others_waiting(
     assert_serves(bob)
 
 
+def test_b22_a_connection_that_floods_takes_nobody_elses_room(
+    broker: Broker, root: Client, alice: User, bob: User
+) -> None:
+    """Calls come faster than the bus can say whose they are: each connection has its own bound."""
+    broker.configure(UNLIMITED)
+    with Client(alice) as client, Client(bob) as his:
+        call: dict[str, Any] = {"signature": "", "interface": INTROSPECTABLE, "flags": 1}
+        flood = [marshalled(client.message("Introspect", **call)) for _ in range(8000)]
+        client.send_bytes(b"".join(flood))
+        for _ in range(20):
+            assert his.call("ListNetworks", {})[0]
+    assert_serves(alice)
+
+
 def test_b22_a_caller_that_vanishes_in_mid_call_leaves_nothing(
     broker: Broker, authority: FakePolkit, root: Client, alice: User
 ) -> None:
