@@ -103,7 +103,7 @@ class Lease:
     @property
     def unfinished(self) -> list[str]:
         """Grants that were never answered, or of which something was given back already."""
-        following, ending = self.record.header.get("next"), self.record.header.get("ending")
+        following, ending = self.record.header.get("next"), self.record.header.get("ending", [])
         if type(following) is not int or not isinstance(ending, list):
             return []
         return [

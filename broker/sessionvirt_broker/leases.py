@@ -298,7 +298,7 @@ class Leases:
         self._journal.write(lease.record)
         for name in dict.fromkeys(names):
             self._take_part(lease, name)
-        lease.record.header["ending"] = []
+        del lease.record.header["ending"]
         self._journal.write(lease.record)
         self._shared.collect()
         return lease.owner
@@ -329,9 +329,9 @@ class Leases:
         ended = {}
         for lease_id in {self._by_ifindex[i] for i in ifindexes if i in self._by_ifindex}:
             lease = self._leases.get(lease_id)
-            reason = self._broken(lease) if lease else ""
-            if reason:
-                ended[lease_id] = reason
+            for name, steps in lease.grants if lease else ():
+                if reason := self._broken(name, steps):
+                    ended[lease_id] = reason
         return list(ended.items())
 
     def refresh_uplinks(self) -> None:
@@ -356,9 +356,7 @@ class Leases:
                 self._shared.found(record)
                 continue
             lease = Lease.of(record)
-            for name in reversed(lease.unfinished):
-                self._undo.part(record, name)
-            usable = lease.is_sound(self._kinds, self._shared) and not self._broken(lease)
+            usable = lease.is_sound(self._kinds, self._shared) and self._mend(lease)
             watch = hold.reopen(self._host.paths.holds / lease.id) if usable else None
             if watch is None:
                 dead.append(record)
@@ -373,6 +371,21 @@ class Leases:
         self._shared.collect()
         self._shared.resume()
         return [(lease.id, watch) for lease, watch in alive]
+
+    def _mend(self, lease: Lease) -> bool:
+        """Give back the parts that were never answered, half dropped, or are not as given.
+
+        A broker that dies between an Add and its answer takes the new TAP's only fd with it.
+
+        :return: whether anything that was given is left.
+        """
+        ended = lease.unfinished
+        kept = [name for name in lease.record.parts if name not in ended]
+        broken = [name for name in kept if self._broken(name, lease.record.parts[name])]
+        for name in reversed(ended + broken):
+            lease.shared.pop(name, None)
+            self._undo.part(lease.record, name)
+        return not broken or len(broken) < len(kept)
 
     def _adopt(self, alive: Sequence[Lease]) -> None:
         adopted = Adopted(taps=[], networks=[])
@@ -394,10 +407,9 @@ class Leases:
             raise NotFound("there is no such lease")
         return lease
 
-    def _broken(self, lease: Lease) -> str:
-        """Why a lease is no longer as it was given; empty: it is."""
-        reasons = (self._kind_of(name).intact(steps, self._host) for name, steps in lease.grants)
-        return next(filter(None, reasons), "")
+    def _broken(self, name: str, steps: Sequence[Step]) -> str:
+        """Why a grant is no longer as it was given; empty: it is."""
+        return self._kind_of(name).intact(steps, self._host)
 
     def _kind_of(self, name: str) -> ResourceKind:
         return self._kinds[kind_word(name)]
