@@ -154,7 +154,7 @@ def test_the_activation_file_starts_what_the_unit_starts() -> None:
     assert lines["SystemdService"] == UNIT.name
     assert lines["User"] == "root"
     assert f"ExecStart={lines['Exec']}" in UNIT.read_text().splitlines()
-    assert " -I " in lines["Exec"]
+    assert " -IB " in lines["Exec"]
 
 
 # systemd

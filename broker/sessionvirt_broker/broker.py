@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .audit import audit
+from .authority import NAME as AUTHORITY
 from .authority import Answer
 from .consent import asked
 from .diagnose import facts
@@ -206,9 +207,9 @@ class Broker:
     async def diagnose(self, options: Fields) -> dict[str, object]:
         """Diagnose."""
         options.finish()
-        polkit = await self._bus.has_owner("org.freedesktop.PolicyKit1")
+        polkit = await self._bus.presence(AUTHORITY)
         found = await self._worker.run(facts, self._host, self._config)
-        return {**found, "polkit": "running" if polkit else "absent"}
+        return {**found, "polkit": polkit}
 
     # Section: the end of what was given
 

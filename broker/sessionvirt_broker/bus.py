@@ -165,9 +165,12 @@ class Bus:
             for task in self._watched.get(message.body[0], ()):
                 task.cancel("the caller left the bus")
 
-    async def has_owner(self, name: str) -> bool:
-        """Whether somebody owns the name now."""
-        return bool((await self._ask_bus("NameHasOwner", "s", name))[0])
+    async def presence(self, name: str) -> str:
+        """Whether somebody owns the name (``running``), could (``activatable``), or ``absent``."""
+        if (await self._ask_bus("NameHasOwner", "s", name))[0]:
+            return "running"
+        activatable = (await self._ask_bus("ListActivatableNames", ""))[0]
+        return "activatable" if name in activatable else "absent"
 
     async def _ask_bus(self, member: str, signature: str, *body: object) -> list[Any]:
         return await self.call(_DBUS, "/org/freedesktop/DBus", member, signature, *body)

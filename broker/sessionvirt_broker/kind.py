@@ -6,13 +6,14 @@ module and a line in ``kinds.py``.
 
 ::
 
-    parse     Fields -> Request          validate: types and forms; nothing is touched survey
-    Request -> Offer           what would be given, as the host is now; compared again later plan
-    Offer -> Plan              steps, as data; names and addresses are chosen (steps)   execute,
-    undo              steps.py grant     executed steps -> facts    what the caller is told; also
-    after a restart begun, ended   steps                 which names and addresses are taken adopt
-    executed steps             a new broker finds them: take them over again intact    executed
-    steps -> reason   still as given? asked when the kernel reports a change
+    parse          Fields -> Request         validate: types and forms; nothing is touched
+    survey         Request -> Offer          what would be given, as the host is now; compared again
+    plan           Offer -> Plan             steps, as data; names and addresses are chosen
+    (steps)        execute, undo             steps.py
+    begun, ended   steps                     which names and addresses are taken
+    grant          executed steps -> facts   what the caller is told; also after a restart
+    adopt          executed steps            a new broker finds them: take them over again
+    intact         executed steps -> reason  still as given? asked when the kernel reports a change
 """
 
 from __future__ import annotations

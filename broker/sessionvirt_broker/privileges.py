@@ -87,7 +87,7 @@ def become_broker(runtime: Path) -> NoReturn:
     subprocess.Popen(
         [
             *_setpriv(dnsmasq, _DNSMASQ_CAPABILITIES),
-            *("/usr/bin/python3", "-I", "-m", "sessionvirt_broker.keeper"),
+            *("/usr/bin/python3", "-IB", "-m", "sessionvirt_broker.keeper"),
             *(str(theirs.fileno()), str(runtime)),
         ],
         pass_fds=[theirs.fileno()],

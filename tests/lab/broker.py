@@ -24,7 +24,7 @@ CONFIGURATION = Path("/etc/sessionvirt/broker.toml")
 #: The journal, the FIFOs, and what dnsmasq reads.
 RUNTIME = Path("/run/sessionvirt-broker")
 #: As the activation file says it.
-COMMAND = ["/usr/bin/python3", "-I", "-m", "sessionvirt_broker"]
+COMMAND = ["/usr/bin/python3", "-IB", "-m", "sessionvirt_broker"]
 
 
 class Broker:

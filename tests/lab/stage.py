@@ -106,6 +106,10 @@ def stage(prefix: Path, flavour: Flavour = Flavour.PYPI) -> list[Path]:
 def main(arguments: list[str]) -> int:
     """Entry of ``./dev stage``."""
     prefix = Path(arguments[0]).resolve()
+    if prefix.exists() and (not prefix.is_dir() or any(prefix.iterdir())):
+        # It sets the mode of everything below: in a directory that is in use, of others' files.
+        print(f"stage: {prefix} is not an empty directory", file=sys.stderr)
+        return 2
     installed = stage(prefix, Flavour(arguments[1]) if arguments[1:] else Flavour.PYPI)
     print(f"{len(installed)} data files, the packages and bin/sessionvirt below {prefix}")
     return 0

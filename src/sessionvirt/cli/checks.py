@@ -142,7 +142,10 @@ def _capabilities(facts: Diagnosis) -> Check:
         return _check("broker-capabilities", "all there")
     missing = ", ".join(facts.missing_capabilities)
     advice = "start it by its own systemd unit, or give a container these capabilities"
-    return Check("broker-capabilities", Level.PROBLEM, f"missing: {missing}", advice)
+    # A network needs these two; the others are for host devices.
+    needed = {"net_admin", "dac_override"} & set(facts.missing_capabilities)
+    level = Level.PROBLEM if needed else Level.WARNING
+    return Check("broker-capabilities", level, f"missing: {missing}", advice)
 
 
 def _configuration(facts: Diagnosis) -> Check:
@@ -154,8 +157,9 @@ def _configuration(facts: Diagnosis) -> Check:
 
 
 def _polkit(facts: Diagnosis) -> Check:
-    if facts.polkit == "running":
-        return _check("polkit", "running")
+    words = {"running": "running", "activatable": "starts when it is asked"}
+    if facts.polkit in words:
+        return _check("polkit", words[facts.polkit])
     advice = "install and start polkitd; without it every answer is no"
     return Check("polkit", Level.PROBLEM, facts.polkit, advice)
 
