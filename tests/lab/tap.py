@@ -7,6 +7,7 @@ offload.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import select
@@ -140,11 +141,16 @@ class Tap:
 
         :raise TimeoutError: nobody answered.
         """
-        self.send(frames.arp(1, self.mac, self.ipv4, address))
-        answer = self.until(
-            lambda p: p.ethertype == frames.ARP and p.kind == 2 and p.source == address
-        )[-1]
-        return answer.source_mac
+        # A bridge whose first port has just come drops what it would send (it has no carrier until
+        # the kernel has looked, linkwatch): ask again, as every guest does.
+        for _ in range(10):
+            self.send(frames.arp(1, self.mac, self.ipv4, address))
+            with contextlib.suppress(TimeoutError):
+                return self.until(
+                    lambda p: p.ethertype == frames.ARP and p.kind == 2 and p.source == address,
+                    timeout=0.5,
+                )[-1].source_mac
+        raise TimeoutError(f"nobody answers for {address}")
 
     def to4(self, mac: str, target: str, protocol: int, payload: bytes, **more: Any) -> bytes:
         """An honest frame with an IPv4 packet to *target*."""

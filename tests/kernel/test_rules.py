@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The nft tables among other people's: flushed, foreign, shared by leases; and LAN bridges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab import frames, host
+from lab.client import RefusalError, network_tap
+from lab.lan import lan_bridge
+
+if TYPE_CHECKING:
+    from dbus_fast import Variant
+
+    from lab.broker import Broker
+    from lab.client import Client
+
+pytestmark = pytest.mark.kernel
+
+GATEWAY = "10.213.80.1"
+SETS = ("macs", "addresses4", "addresses6", "targets", "peers", "dropped_mac")
+
+
+def everything() -> dict[str, list[str]]:
+    return {name: sorted(map(str, host.elements("bridge", name))) for name in SETS}
+
+
+def test_f66_a_release_takes_its_own_elements_only(
+    broker: Broker, alices: Client, bobs: Client
+) -> None:
+    with alices.acquire() as one:
+        alone = everything()
+        networks = host.elements("inet", "networks4")
+        with bobs.acquire():
+            assert len(host.elements("bridge", "macs")) == 2
+        assert everything() == alone
+        assert host.elements("inet", "networks4") == networks
+        assert one.tap.ask_arp(GATEWAY)
+
+
+@pytest.mark.parametrize("repair", ["acquire", "restart"])
+def test_f63_a_flushed_ruleset_is_put_back(
+    repair: str, broker: Broker, alices: Client, bobs: Client
+) -> None:
+    with alices.acquire() as lease:
+        before = everything()
+        host.nft("flush", "ruleset")
+        # Nothing filters now: the administrator wanted it so. It is told, and not for long.
+        assert alices.diagnose()["nft_tables"] == "absent"
+        if repair == "acquire":
+            bobs.acquire().__exit__(None, None, None)
+        else:
+            broker.restart()
+        assert alices.diagnose()["nft_tables"] == "present"
+        assert everything() == before
+        gateway = lease.tap.ask_arp(GATEWAY)
+        frame = lease.tap.echo4(gateway, GATEWAY, 5)
+        lease.tap.send(frame[:6] + frames.mac_bytes("52:54:00:00:00:66") + frame[12:])
+        assert lease.drops() == {"mac": 1}
+
+
+def test_f63_a_tap_in_no_set_is_cut_off(broker: Broker, alices: Client) -> None:
+    with alices.acquire() as lease:
+        assert lease.tap.ask_arp(GATEWAY)
+        for name in ("macs", "addresses4"):
+            host.nft("flush", "set", "bridge", "sessionvirt", name)
+        lease.tap.send(frames.arp(1, lease.tap.mac, lease.tap.ipv4, GATEWAY))
+        assert lease.tap.silent(lambda p: p.kind == 2)
+
+
+@pytest.mark.parametrize("family", ["bridge", "inet"])
+def test_f64_a_foreign_table_of_our_name_is_not_touched(
+    family: str, broker: Broker, alices: Client
+) -> None:
+    host.nft("add", "table", family, "sessionvirt")
+    host.nft("add", "chain", family, "sessionvirt", "theirs")
+    before = host.nft("list", "ruleset")
+    try:
+        with pytest.raises(RefusalError, match="foreign") as refusal:
+            alices.acquire()
+        assert refusal.value.name == "Failed"
+        assert host.nft("list", "ruleset") == before
+        broker.restart()
+        assert host.nft("list", "ruleset") == before
+        assert alices.diagnose()["nft_tables"] == "foreign"
+        assert host.ours() == []
+    finally:
+        host.nft("delete", "table", family, "sessionvirt")
+    with alices.acquire() as lease:
+        assert lease.tap.ask_arp(GATEWAY)
+
+
+def bridge(name: str, **more: str) -> tuple[str, dict[str, Variant]]:
+    return network_tap("", bridge=name, **more)
+
+
+def refused(client: Client, *requests: tuple[str, dict[str, Variant]]) -> RefusalError:
+    with pytest.raises(RefusalError) as refusal:
+        client.acquire(*requests)
+    assert host.ours() == []
+    return refusal.value
+
+
+def test_d39_what_is_no_offered_bridge_is_not_told_apart(broker: Broker, alices: Client) -> None:
+    broker.configure("[bridge.absent0]\n[bridge.lo]\n")
+    with lan_bridge("br8"):
+        said = {name: refused(alices, bridge(name)) for name in ("absent0", "lo", "br8")}
+    assert {error.name for error in said.values()} == {"NotFound"}
+    assert len({error.text.replace(name, "X") for name, error in said.items()}) == 1
+
+
+def test_d39_a_bridge_without_an_address_of_its_own_is_unsafe(
+    broker: Broker, alices: Client
+) -> None:
+    broker.configure("[bridge.br8]\n")
+    with lan_bridge("br8", mac=None):
+        assert refused(alices, bridge("br8")).name == "DeviceUnsafe"
+
+
+def test_d43_a_lan_bridge_is_as_it_was(broker: Broker, alices: Client, bobs: Client) -> None:
+    broker.configure("[bridge.br8]\n")
+    with lan_bridge("br8"):
+        host.ip("link", "set", "br8", "type", "bridge", "stp_state", "1")
+        before = {key: host.link("br8")[key] for key in ("address", "mtu", "flags")}
+        root = Path("/sys/class/net/br8/bridge/root_id").read_text()
+        with (
+            alices.acquire(bridge("br8", mac="00:00:00:00:08:01")) as lease,
+            bobs.acquire(bridge("br8", mac="00:00:00:00:08:02")) as other,
+        ):
+            tap = lease.tap
+            assert (tap.facts["bridge"], tap.facts["ipv4"], tap.facts["ipv6"]) == ("br8", [], [])
+            assert host.link("br8")["address"] == before["address"]
+            assert host.link("br8")["mtu"] == before["mtu"]
+            tap.send(frames.bpdu(tap.mac))
+            assert Path("/sys/class/net/br8/bridge/root_id").read_text() == root
+            assert refused_mac(alices, "br8", "00:00:00:00:08:02") == "Busy"
+            assert refused_mac(alices, "br8", before["address"]) == "Busy"
+            assert other.listed()
+        assert host.link("br8")["address"] == before["address"]
+
+
+def refused_mac(client: Client, name: str, mac: str) -> str:
+    with pytest.raises(RefusalError) as refusal:
+        client.acquire(bridge(name, mac=mac), vm="again")
+    return refusal.value.name
+
+
+def test_a_network_that_overlaps_a_route_of_the_host_is_refused(
+    broker: Broker, alices: Client
+) -> None:
+    host.ip("link", "add", "ovl0", "type", "veth", "peer", "name", "ovl1")
+    try:
+        host.ip("link", "set", "ovl0", "up")
+        host.ip("address", "add", "10.213.90.1/24", "dev", "ovl0")
+        error = refused(alices)
+        assert error.name == "DeviceUnsafe"
+        assert "ovl0" in error.text
+    finally:
+        host.ip("link", "del", "ovl0")
+
+
+def test_a_small_network_runs_out_of_addresses(broker: Broker, alices: Client) -> None:
+    broker.configure('[network.tiny]\nipv4 = "10.99.0.1/29"\n')
+    taps = [network_tap("tiny")] * 5
+    with alices.acquire(*taps) as lease:
+        assert len({tap.ipv4 for tap in lease.taps}) == 5
+        assert "10.99.0.1" not in {tap.ipv4 for tap in lease.taps}
+        with pytest.raises(RefusalError, match="no address left") as refusal:
+            alices.acquire(network_tap("tiny"), vm="sixth")
+        assert refusal.value.name == "Busy"
+        lease.drop("tap0")
+        with alices.acquire(network_tap("tiny"), vm="sixth"):
+            pass
+    assert host.ours() == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "second"),
+    [
+        ("leases_per_user = 1", 1, [network_tap()]),
+        ("taps_per_user = 2", 2, [network_tap()]),
+        ("queues_per_user = 4", 2, [network_tap(queues=3)]),
+        ("leases_total = 1", 1, [network_tap()]),
+    ],
+    ids=["leases", "taps", "queues", "total"],
+)
+def test_d41_quotas(
+    limit: str,
+    first: int,
+    second: list[tuple[str, dict[str, Variant]]],
+    broker: Broker,
+    alices: Client,
+) -> None:
+    broker.configure(f"[limits]\n{limit}\n")
+    with alices.acquire(*[network_tap()] * first):
+        before = host.ours()
+        with pytest.raises(RefusalError, match=limit.partition(" ")[0]) as refusal:
+            alices.acquire(*second, vm="more")
+        assert refusal.value.name == "LimitsExceeded"
+        assert host.ours() == before
+    with alices.acquire(*second, vm="more"):
+        pass
