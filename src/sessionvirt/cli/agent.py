@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """polkit's prompt on this terminal: ``pkttyagent``, for as long as something may be asked.
 
-Only where stdin is a terminal; a desktop's own agent comes first (``--fallback``). We wait until it
-has registered, or has ended because it could not, so that no prompt comes too early.
+Only where stdin is a terminal. A desktop's own agent comes first (``--fallback``) where there is a
+login session that could have one; without a session polkitd never comes to look for a fallback
+(get_authentication_agent_for_subject() in polkitbackendinteractiveauthority.c, 122 to 127). We wait
+until it has registered, or has ended because it could not, so that no prompt comes too early.
 
 Source: pkttyagent(1).
 """
@@ -16,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.descriptors import Fd
+from sessionvirt.host.logind import Presence, presence
 from sessionvirt.host.paths import find_program
 from sessionvirt.qemu.process import Child
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["terminal_agent"]
 
+_NO_SESSION: Final = (Presence.NONE, Presence.UNKNOWN)
 #: Seconds until it has registered; then polkit goes without it.
 _READY_PATIENCE: Final = 10.0
 _END_PATIENCE: Final = 2.0
@@ -44,7 +48,7 @@ async def terminal_agent(*, wanted: bool) -> AsyncIterator[None]:
                     program,
                     "--process",
                     _subject(),
-                    "--fallback",
+                    *(() if presence() in _NO_SESSION else ("--fallback",)),
                     "--notify-fd",
                     str(theirs.fileno()),
                 ),
