@@ -268,7 +268,15 @@ def test_g69_dnsmasq_comes_back_with_the_broker(broker: Broker, alices: Client) 
         broker.kill()
         broker.start()
         children = subprocess.run(
-            ["pgrep", "--full", f"networks/{BRIDGE}/dnsmasq.conf"],
+            [
+                "pgrep",
+                "--ns",
+                str(os.getpid()),
+                "--nslist",
+                "net",
+                "--full",
+                f"{BRIDGE}/dnsmasq.conf",
+            ],
             stdout=subprocess.PIPE,
             check=True,
         )
