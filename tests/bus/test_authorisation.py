@@ -12,7 +12,7 @@ from dbus_fast import Variant
 
 from lab.fakepolkit import ASK, DISMISSED, NO, YES, FakePolkit
 from lab.lan import lan_bridge
-from lab.rawbus import INTERFACE, LEASE, Client, marshalled, options, tap
+from lab.rawbus import INTERFACE, Client, marshalled, options, tap
 from lab.stage import Flavour
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def test_a05_polkit_absent_or_failing_to_start_is_a_no_for_everybody(
                     error = client.error("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
                     assert error.name == f"{INTERFACE}.Error.AuthorityUnavailable"
                     facts = client.call("Diagnose", {})[0]
-                    assert facts["polkit"].value == "absent"
+                    assert facts["polkit"].value == ("activatable" if text else "absent")
     finally:
         service.unlink(missing_ok=True)
         bus.reload()
@@ -308,131 +308,6 @@ def test_a08_a_bridge_that_was_replaced_behind_the_prompt_is_another(
             authority.answer_check(prompt, YES)
             assert client.answer(serial).error.short == "StateChanged"
     assert taps() == []
-
-
-def test_a09_a_yes_for_one_is_none_for_another_that_waits_beside_it(
-    broker: Broker, authority: FakePolkit, alice: User, bob: User
-) -> None:
-    with Client(alice) as hers, Client(bob) as his:
-        serial = hers.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK)
-        prompt = authority.check()
-        other = his.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK)
-        second = authority.check()
-        assert second.subject[1]["name"].value == his.name
-        assert prompt.cancellation != second.cancellation
-        authority.answer_check(prompt, YES)
-        lease = hers.lease(serial)
-        authority.answer_check(second, NO)
-        assert his.answer(other).error.short == "NotAuthorized"
-        assert [one["allowed"] for one in hers.leases()] == ["asked"]
-        hers.release(lease.path)
-        lease.close()
-
-
-def test_a09_what_was_allowed_once_is_asked_again_for_the_next(
-    broker: Broker, authority: FakePolkit, alice: User
-) -> None:
-    with Client(alice) as client:
-        serial = client.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK, YES)
-        lease = client.lease(serial)
-        serial = client.ask("Add", [tap()], {}, path=lease.path, interface=LEASE, flags=INTERACTIVE)
-        first, second = authority.decide(ASK, NO)
-        assert (first.flags, second.flags) == (0, 1)
-        assert client.answer(serial).error.short == "NotAuthorized"
-        client.release(lease.path)
-        lease.close()
-
-
-def test_a12_fifty_calls_of_one_connection_are_one_prompt(
-    broker: Broker, authority: FakePolkit, alice: User
-) -> None:
-    """calls_pending_per_sender is 8: so many are looked at, and one of them may prompt."""
-    with Client(alice) as client:
-        calls = [
-            client.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE) for _ in range(50)
-        ]
-        prompts = []
-        for _ in range(8 + 1):
-            check = authority.check()
-            if check.flags:
-                prompts.append(check)
-            else:
-                authority.answer_check(check, ASK)
-        for _ in calls[1:]:
-            assert client.receive().error.short == "LimitsExceeded"
-        (prompt,) = prompts
-        authority.silence()
-        authority.answer_check(prompt, DISMISSED)
-        assert client.receive().error.short == "Dismissed"
-
-
-def test_a12_ten_connections_of_a_user_wait_in_line_up_to_the_limit(
-    broker: Broker, authority: FakePolkit, alice: User
-) -> None:
-    """prompts_per_user is 4: one is open, three wait for it, the rest are refused."""
-    clients = [Client(alice) for _ in range(10)]
-
-    def want(client: Client) -> tuple[Client, int]:
-        serial = client.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK)
-        return client, serial
-
-    try:
-        waiting = [want(clients[0])]
-        prompt = authority.check()
-        assert prompt.flags == 1
-        waiting += [want(client) for client in clients[1:]]
-        for client, serial in waiting[4:]:
-            error = client.answer(serial).error
-            assert error.short == "LimitsExceeded"
-            assert "prompts_per_user" in error.text
-        for client, serial in waiting[:4]:
-            authority.silence()  # one at a time
-            assert prompt.subject[1]["name"].value == client.name
-            authority.answer_check(prompt, NO)
-            assert client.answer(serial).error.short == "NotAuthorized"
-            if (client, serial) != waiting[3]:
-                prompt = authority.check()
-    finally:
-        for client in clients:
-            client.close()
-
-
-def test_a12_one_who_waits_in_line_and_leaves_is_not_asked_about(
-    broker: Broker, authority: FakePolkit, alice: User
-) -> None:
-    with Client(alice) as first:
-        serial = first.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK)
-        prompt = authority.check()
-        with Client(alice) as second:
-            second.ask("Acquire", [tap()], options(vm="two"), flags=INTERACTIVE)
-            authority.decide(ASK)
-        with Client(alice) as third:
-            other = third.ask("Acquire", [tap()], options(vm="three"), flags=INTERACTIVE)
-            authority.decide(ASK)
-            authority.answer_check(prompt, NO)
-            assert first.answer(serial).error.short == "NotAuthorized"
-            (next_prompt,) = authority.decide(NO)
-            assert next_prompt.details["vm"] == "three"
-            assert third.answer(other).error.short == "NotAuthorized"
-
-
-def test_a12_one_users_prompt_does_not_keep_another_user_waiting(
-    broker: Broker, authority: FakePolkit, alice: User, bob: User
-) -> None:
-    with Client(alice) as hers, Client(bob) as his:
-        serial = hers.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK)
-        prompt = authority.check()
-        other = his.ask("Acquire", [tap()], options(vm="one"), flags=INTERACTIVE)
-        authority.decide(ASK, DISMISSED)
-        assert his.answer(other).error.short == "Dismissed"
-        authority.answer_check(prompt, DISMISSED)
-        assert hers.answer(serial).error.short == "Dismissed"
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def test_c33_names_of_interfaces_are_taken_whole_and_plain_or_not_at_all(client:
 def test_c34_names_of_networks_never_reach_the_firewall(client: Client) -> None:
     for name in BAD_NETWORKS:
         assert set(refusals(client, [tap(name)])) == {"InvalidArgs"}, name
-    for name in ("defaul", "default0", "svn_default", "localhost"):
+    for name in ("defau_t", "default0", "svn_default", "localhost"):
         assert set(refusals(client, [tap(name)])) == {"NotFound"}, name
 
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 import re
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lab.broker import RUNTIME
-from lab.fakepolkit import ASK, NO, YES, FakePolkit
+from lab.fakepolkit import YES, FakePolkit
 from lab.lan import lan_bridge
 from lab.rawbus import LEASE, PATH, BusError, Client, options, tap
 
@@ -194,58 +193,3 @@ def test_the_owner_of_a_lease_is_a_user_and_not_a_connection(
         second.release(lease.path)
         lease.close()
         answer.close()  # not before: a TAP that is gone ends its lease
-
-
-def test_the_prompt_algorithm_one_asks_for_itself_and_several_ask_as_one(
-    broker: Broker, authority: FakePolkit, alice: User
-) -> None:
-    """Section 4 of the design, all of it, with a network and a bridge that are asked about."""
-    broker.configure('[bridge.lan0]\n[network.default]\nipv4 = "10.9.0.1/24"\n')
-    mixed = [tap(mac="52:54:00:00:00:01"), tap(None, bridge="lan0", mac="52:54:00:00:00:02")]
-    with Client(alice) as client, lan_bridge("lan0"):
-
-        def start() -> int:
-            return client.ask("Acquire", mixed, options(vm="one"), flags=4)
-
-        # One no refuses all, whatever else would be asked, and nobody is prompted.
-        for first, second in ((NO, YES), (YES, NO), (NO, ASK), (ASK, NO)):
-            serial = start()
-            checks = authority.decide(first, second)
-            assert [check.action for check in checks] == ["network-attach", "bridge-attach"]
-            assert [check.flags for check in checks] == [0, 0]
-            assert client.answer(serial).error.short == "NotAuthorized"
-            authority.silence()
-        # If exactly one would ask, that action is asked, with its details and no other.
-        for first, second, name in ((ASK, YES, "network-attach"), (YES, ASK, "bridge-attach")):
-            serial = start()
-            checks = authority.decide(first, second, NO)
-            assert (checks[2].action, checks[2].flags) == (name, 1)
-            assert checks[2].details in (checks[0].details, checks[1].details)
-            assert client.answer(serial).error.short == "NotAuthorized"
-            authority.silence()
-        # If several would, vm-start alone is asked, and names them all.
-        serial = start()
-        *_, prompt = authority.decide(ASK, ASK, NO)
-        assert (prompt.action, prompt.flags) == ("vm-start", 1)
-        assert prompt.sentence == (
-            'Authentication is required to give the virtual machine "one": a connection to the'
-            ' network "default"; a place on the local network by the bridge "lan0"'
-            " (52:54:00:00:00:02)"
-        )
-        assert client.answer(serial).error.text.endswith(prompt.sentence)
-        # And its yes is a yes to all of them.
-        serial = start()
-        authority.decide(ASK, ASK, YES)
-        lease = client.lease(serial)
-        assert [one["allowed"] for one in client.leases()] == ["asked"]
-        client.release(lease.path)
-        lease.close()
-        # Plan says the same, and asks nobody.
-        serial = client.ask("Plan", mixed, options(vm="one"))
-        authority.decide(ASK, ASK)
-        plan = client.answer(serial).body[0]
-        assert plan["verdict"].value == "ask"
-        assert plan["action"].value == "org.sessionvirt.broker1.vm-start"
-        assert plan["prompt"].value == prompt.sentence
-        authority.silence()
-    assert list(Path("/sys/class/net").glob("svt*")) == []

@@ -39,6 +39,7 @@ __all__ = [
     "BusError",
     "Client",
     "Lease",
+    "assert_serves",
     "marshalled",
     "options",
     "tap",
@@ -351,6 +352,12 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def assert_serves(user: User | int) -> None:
+    """Assert that the broker answers a new connection of this user."""
+    with Client(user) as client:
+        assert client.call("ListNetworks", {})[0][0]["name"].value == "default"
 
 
 def marshalled(message: Message) -> bytearray:

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Group B of the attacks, the surface: whatever comes in, the broker stays, and keeps nothing."""
+"""Group B of the attacks, messages: whatever comes in, the broker stays, and keeps nothing."""
 
 from __future__ import annotations
 
-import os
 import random
 import socket
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from dbus_fast import Message, MessageType, Variant
 
-from lab.broker import COMMAND
-from lab.bus import ENVIRONMENT
-from lab.fakepolkit import ASK, YES, FakePolkit
-from lab.links import link_goes
-from lab.rawbus import INTERFACE, LEASE, PATH, BusError, Client, marshalled, options, tap
+from lab.rawbus import (
+    INTERFACE,
+    LEASE,
+    PATH,
+    Client,
+    assert_serves,
+    marshalled,
+    tap,
+)
 from lab.stage import Flavour
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lab.broker import Broker
-    from lab.polkit import Polkit
     from lab.users import User
 
 pytestmark = pytest.mark.bus
@@ -39,19 +40,9 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 both_flavours = pytest.mark.parametrize("broker", Flavour, indirect=True)
 
 
-def descriptors(broker: Broker) -> int:
-    return len(os.listdir(f"/proc/{broker.daemon.pid}/fd"))
-
-
 def peak_kilobytes(broker: Broker) -> int:
     status = Path(f"/proc/{broker.daemon.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
-
-
-def assert_serves(user: User | int) -> None:
-    """Whoever else calls is answered."""
-    with Client(user) as client:
-        assert client.call("ListNetworks", {})[0][0]["name"].value == "default"
 
 
 # B16: what is not in the table
@@ -334,184 +325,3 @@ def _value(dice: random.Random, type_: str) -> Any:
     if first == "b":
         return dice.random() < 0.5
     return float(dice.randint(-9, 9)) if first == "d" else dice.randint(0, 127)
-
-
-# B18, B19: descriptors
-
-
-@both_flavours
-def test_b18_descriptors_are_closed_wherever_they_come(
-    broker: Broker, open_bus: None, alice: User
-) -> None:
-    broker.configure(UNLIMITED)
-    calls: list[tuple[str, str, list[Any], str]] = [
-        (INTERFACE, "Plan", [[tap()], options(vm="x")], "a(sa{sv})a{sv}"),
-        (INTERFACE, "Acquire", [[tap()], options(vm="x")], "a(sa{sv})a{sv}"),
-        (INTERFACE, "Nothing", [], ""),
-        (INTERFACE, "Diagnose", [0], "h"),
-        (PEER, "Ping", [], ""),
-        (PROPERTIES, "Get", ["a", "b"], "ss"),
-        (LEASE, "Release", [{}], "a{sv}"),
-    ]
-    with Client(alice) as client, Path("/dev/null").open() as null:
-        assert_serves(alice)
-        before = descriptors(broker)
-        for count in (1, 2, 16):
-            fds = [null.fileno()] * count
-            for interface, member, body, signature in calls * 30:
-                message = client.message(member, body, signature=signature, interface=interface)
-                error = client.answer(client.send(message, fds)).error
-                assert error.short in ("InvalidArgs", "UnknownMethod", "NotFound")
-            for _ in range(30):
-                signal = client.message("Hello", [], signature="")
-                signal.message_type = MessageType.SIGNAL
-                client.send(signal, fds)
-                client.bus_call("GetId")
-        assert_serves(alice)
-        assert descriptors(broker) == before
-
-
-def test_b18_the_shipped_bus_policy_lets_no_descriptor_through(broker: Broker, alice: User) -> None:
-    with Client(alice) as client, Path("/dev/null").open() as null:
-        message = client.message("Diagnose", [{}])
-        error = client.answer(client.send(message, [null.fileno()])).error
-        assert error.name == "org.freedesktop.DBus.Error.AccessDenied"
-
-
-@both_flavours
-def test_b19_indexes_and_counts_that_do_not_fit_the_descriptors(
-    broker: Broker, open_bus: None, alice: User
-) -> None:
-    broker.configure(UNLIMITED)
-    assert_serves(alice)
-    before = descriptors(broker)
-    for index in (0, 1, 0x7FFFFFFF, 0xFFFFFFFF):
-        for count in (0, 1, 2):
-            with Client(alice) as client, Path("/dev/null").open() as null:
-                fds = [null.fileno()] * count
-                message = client.message("Diagnose", [index], signature="h")
-                message.unix_fds = fds
-                raw = bytes(marshalled(message))
-                # The header says *count*, and one more, or one fewer, comes along.
-                for really in {count, count + 1, max(count - 1, 0)}:
-                    try:
-                        client.send_bytes(raw, [null.fileno()] * really)
-                        client.receive(2)
-                    except (ConnectionError, TimeoutError):
-                        break
-    assert_serves(alice)
-    assert descriptors(broker) == before
-
-
-# B21, B22: nobody to answer
-
-
-def test_b21_a_lease_that_nobody_could_receive_is_not_made(
-    broker: Broker, authority: FakePolkit, root: Client, alice: User
-) -> None:
-    with Client(alice) as client:
-        client.ask("Acquire", [tap()], options(vm="one"), flags=1)
-        serial = client.ask("Acquire", [tap()], options(vm="one"))
-        authority.decide(YES)  # of the second
-        lease = client.lease(serial)
-        client.ask("Add", [tap()], {}, path=lease.path, interface=LEASE, flags=1)
-        assert len(client.leases()) == 1
-        assert [grant["id"].value for grant in client.leases()[0]["grants"]] == ["tap0"]
-        authority.silence()
-        client.ask("Release", {}, path=lease.path, interface=LEASE, flags=1)
-        assert client.leases() == []
-        assert root.leases() == []
-        lease.close()
-
-
-def test_b22_a_caller_that_never_reads_does_not_keep_others_waiting(
-    broker: Broker, alice: User, bob: User
-) -> None:
-    with Client(alice) as client:
-        for _ in range(2000):
-            client.ask("ListNetworks", {})
-        assert_serves(bob)
-        assert_serves(alice.uid + 2)
-    assert_serves(bob)
-
-
-def test_b22_a_connection_that_floods_takes_nobody_elses_room(
-    broker: Broker, root: Client, alice: User, bob: User
-) -> None:
-    """Calls come faster than the bus can say whose they are: each connection has its own bound."""
-    broker.configure(UNLIMITED)
-    with Client(alice) as client, Client(bob) as his:
-        call: dict[str, Any] = {"signature": "", "interface": INTROSPECTABLE, "flags": 1}
-        flood = [marshalled(client.message("Introspect", **call)) for _ in range(8000)]
-        client.send_bytes(b"".join(flood))
-        for _ in range(20):
-            assert his.call("ListNetworks", {})[0]
-    assert_serves(alice)
-
-
-def test_b22_a_caller_that_vanishes_in_mid_call_leaves_nothing(
-    broker: Broker, authority: FakePolkit, root: Client, alice: User
-) -> None:
-    with link_goes("svn_default"):
-        client = Client(alice)
-        client.ask("Acquire", [tap(), tap()], options(vm="one"), flags=4)
-        authority.decide(YES)
-        second = Client(alice)
-        serial = second.ask("Acquire", [tap()], options(vm="two"), flags=4)
-        authority.decide(ASK, YES)
-        second.socket.recv(1)  # the beginning of an answer with descriptors in it
-        client.close()
-        second.close()
-    assert root.leases() == []
-    assert serial
-
-
-# B23, B24: names
-
-
-def test_b23_the_unique_name_is_no_second_door(broker: Broker, polkit: Polkit, alice: User) -> None:
-    with Client(alice) as client:
-        owner = client.owner()
-        error = client.error("Acquire", [tap()], options(vm="one"), destination=owner)
-        assert error.short == "InteractiveAuthorizationRequired"
-        error = client.error("GetAll", "x", signature="s", destination=owner, interface=PROPERTIES)
-        assert error.name == "org.freedesktop.DBus.Error.AccessDenied"
-
-
-def test_b24_nobody_but_the_brokers_user_may_own_its_name(broker: Broker, alice: User) -> None:
-    for user in (alice.uid, 0):
-        with Client(user) as client, pytest.raises(BusError) as refused:
-            client.bus_call("RequestName", "su", INTERFACE, 2)
-        assert refused.value.short == "AccessDenied"
-
-
-def test_b24_a_second_broker_waits_for_the_first_and_then_takes_over(broker: Broker) -> None:
-    with Client() as client:
-        first = client.owner()
-        second = subprocess.Popen(COMMAND, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-        try:
-            client.bus_call(
-                "AddMatch", "s", f"type='signal',member='NameOwnerChanged',arg0='{INTERFACE}'"
-            )
-            assert broker.stop() == 0
-            owners: list[str] = []
-            while not owners or not owners[-1]:
-                owners.append(client.receive().message.body[2])
-            assert owners[-1] != first
-        finally:
-            second.terminate()
-            assert second.wait(10) == 0
-
-
-def test_b24_a_second_broker_elsewhere_finds_the_name_taken_and_ends(
-    broker: Broker, tmp_path: Path
-) -> None:
-    argv = [*COMMAND, "--runtime", f"/run/{tmp_path.name}"]
-    try:
-        done = subprocess.run(
-            argv, env=ENVIRONMENT, stderr=subprocess.PIPE, timeout=10, check=False
-        )
-        assert done.returncode == 1
-        assert b"is owned by somebody else" in done.stderr
-    finally:
-        subprocess.run(["rm", "-r", f"/run/{tmp_path.name}"], check=True)
