@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from .config import Network
 
 
+#: How every derived address begins. Anybody can work another user's out (machine-id is no secret),
+#: so nobody may ask for one that is not their own.
+DERIVED_PREFIX = "5a:"
+
+
 def derived_mac(machine_id: str, *parts: str) -> Mac:
     """A locally administered unicast MAC for ``parts`` on this machine; 40 bits of a hash."""
     digest = hashlib.sha256("\0".join((machine_id, *parts)).encode(errors="replace")).digest()
-    return Mac(":".join(f"{octet:02x}" for octet in (0x52, *digest[:5])))
+    return Mac(DERIVED_PREFIX + digest[:5].hex(":"))
 
 
 class AddressBook:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from . import network as managed
-from .addresses import AddressBook, addresses_of, derived_mac
+from .addresses import DERIVED_PREFIX, AddressBook, addresses_of, derived_mac
 from .config import BRIDGE_PREFIX, Network
 from .dnsmasq import HostEntry, NetworkFiles
 from .errors import Busy, DeviceUnsafe, InvalidRequest, NotFound, NotSupported
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Its TAPs; ``ruleset.py`` knows the prefix.
 TAP_PREFIX = "svt"
+#: A VM may name its own derived addresses, of any of this many positions.
+_DERIVED_POSITIONS = 64
 #: NET_ADDR_SET in include/uapi/linux/netdevice.h: the address was set, not taken from a port.
 _NET_ADDR_SET = "3\n"
 
@@ -307,9 +309,17 @@ class TapKind:
         return ""
 
     def _mac(self, request: TapRequest, owner: Owner) -> Mac:
-        if request.mac is not None:
-            return request.mac
-        return derived_mac(self._machine_id, "tap", str(owner.uid), owner.vm, str(request.position))
+        def derived(position: int) -> Mac:
+            return derived_mac(self._machine_id, "tap", str(owner.uid), owner.vm, str(position))
+
+        if request.mac is None:
+            return derived(request.position)
+        if request.mac.startswith(DERIVED_PREFIX):
+            if request.mac not in map(derived, range(_DERIVED_POSITIONS)):
+                raise InvalidRequest(
+                    f"mac: {DERIVED_PREFIX} is for addresses that the broker derives"
+                )
+        return request.mac
 
     def _book(self, bridge: str) -> AddressBook:
         return self._books.setdefault(bridge, AddressBook())

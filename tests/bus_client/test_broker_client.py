@@ -46,7 +46,7 @@ def test_everything_is_read_as_the_contract_says(broker: Callable[[str], str]) -
             )
             assert lease.grants[0].fds == ()
             facts = await client.diagnose()
-            assert facts.missing_capabilities == ("CAP_NET_ADMIN",)
+            assert facts.missing_capabilities == ("net_admin",)
             await client.release(lease.lease)
 
     asyncio.run(run())

@@ -72,7 +72,7 @@ def facts() -> dict[str, Variant]:
     texts = {"version": "1", "boot_id": "b", "polkit": "absent", "nft_tables": "foreign",
              "dnsmasq": "", "configuration": "broker.toml:3: no such key"}  # fmt: skip
     flags = {"ip_forward": True, "bridge_nf_call": True, "systemd": False, "tun": False}
-    lists = {"capabilities": ["CAP_KILL"], "missing_capabilities": ["CAP_NET_ADMIN"],
+    lists = {"capabilities": ["kill"], "missing_capabilities": ["net_admin"],
              "foreign_forward_drops": ["ip filter FORWARD"]}  # fmt: skip
     return {
         **{key: Variant("s", value) for key, value in texts.items()},

@@ -203,3 +203,19 @@ def test_d41_quotas(
         assert host.ours() == before
     with alices.acquire(*second, vm="more"):
         pass
+
+
+def test_d41_nobody_takes_the_address_that_another_vm_will_derive(
+    broker: Broker, alices: Client, bobs: Client
+) -> None:
+    """machine-id is no secret: bob can work out which address alice's VM gets, and squat it."""
+    with alices.acquire(vm="hers") as lease:
+        derived = lease.tap.mac
+    with pytest.raises(RefusalError, match="5a:") as refusal:
+        bobs.acquire(network_tap(mac=derived), vm="hers")
+    assert refusal.value.name == "InvalidArgs"
+    # Who has it may name it, as a definition that was written down does, and at another place.
+    with alices.acquire(network_tap(), network_tap(mac="52:54:00:00:00:01"), vm="hers"):
+        pass
+    with alices.acquire(network_tap(mac=derived), vm="hers") as lease:
+        assert lease.tap.mac == derived

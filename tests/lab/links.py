@@ -6,7 +6,6 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,12 +24,11 @@ def wait_for_link(name: str, *, present: bool, timeout: float = 10) -> None:
     :raise TimeoutError: it is still as it was.
     """
     deadline = time.monotonic() + timeout
-    path = Path("/sys/class/net", name)
     family = socket.AF_NETLINK
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as notices:
         # Before the first look, so that no change falls between.
         notices.bind((0, RTMGRP_LINK))
-        while path.exists() is not present:
+        while _exists(name) is not present:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"{name} is {'not ' if present else ''}there after {timeout} s")
@@ -39,6 +37,15 @@ def wait_for_link(name: str, *, present: bool, timeout: float = 10) -> None:
                 notices.recv(65536)
             except TimeoutError:
                 continue
+
+
+def _exists(name: str) -> bool:
+    # Not by sysfs: the kernel takes that away after it has said that the interface is gone.
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
