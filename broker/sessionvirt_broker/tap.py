@@ -314,11 +314,9 @@ class TapKind:
 
         if request.mac is None:
             return derived(request.position)
-        if request.mac.startswith(DERIVED_PREFIX):
-            if request.mac not in map(derived, range(_DERIVED_POSITIONS)):
-                raise InvalidRequest(
-                    f"mac: {DERIVED_PREFIX} is for addresses that the broker derives"
-                )
+        foreign = request.mac not in map(derived, range(_DERIVED_POSITIONS))
+        if request.mac.startswith(DERIVED_PREFIX) and foreign:
+            raise InvalidRequest(f"mac: {DERIVED_PREFIX} is for addresses that the broker derives")
         return request.mac
 
     def _book(self, bridge: str) -> AddressBook:
