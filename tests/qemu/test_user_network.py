@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A real guest on a user-mode network, with neither broker nor bus: by passt, and by QEMU."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab import namespaces
+from lab.guest import CMDLINE
+from lab.outside import PORT, UPLINK4
+
+if TYPE_CHECKING:
+    from lab.guest import Guest
+    from lab.outside import Outside
+    from lab.users import User
+
+pytestmark = pytest.mark.qemu
+
+#: Beyond the gateway: to passt and QEMU the gateway's own address means this host.
+FAR = "198.51.100.1"
+SCRIPT = f"""\
+dhcp
+say "outside saw $(ask {FAR} {PORT} /)"
+"""
+
+
+@pytest.mark.parametrize("backend", ["passt", "QEMU's own"])
+def test_a_guest_gets_an_address_and_reaches_the_outside(
+    alice: User, guest: Guest, outside: Outside, backend: str
+) -> None:
+    path = alice.environment["PATH"]
+    if backend == "passt":
+        if not shutil.which("passt", path=path):
+            pytest.skip("passt is not installed: ./dev installs it")
+    else:
+        # passt is not in this one, and setpriv and a shell are.
+        only = alice.home / "bin"
+        only.mkdir()
+        for name in ("qemu-system-x86_64", "setpriv", "sh"):
+            (only / name).symlink_to(str(shutil.which(name, path=path)))
+        path = str(only)
+    outside.run(["ip", "address", "add", f"{FAR}/32", "dev", "out0"])
+    scripted = guest.with_script(SCRIPT, namespaces.LAB / "guest/user-network-initrd")
+    done = alice.run(
+        [
+            "/usr/local/bin/sessionvirt", "run", "--verbose", "--memory", "192", "--timeout", "90",
+            "--kernel", str(scripted.kernel), "--initrd", str(scripted.initrd),
+            "--append", CMDLINE,
+        ],
+        environment={"PATH": path, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"},
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert ('"type":"stream"' in done.stderr) == (backend == "passt"), done.stderr
+    assert "GUEST: address " in done.stdout
+    assert f"GUEST: outside saw {UPLINK4}" in done.stdout, done.stdout
