@@ -213,9 +213,9 @@ def test_the_broker_has_no_powers_over_the_bus(
         assert error.short == "AccessDenied"
 
 
-def check(client: Client, subject: str, action: str, details: dict[str, str]) -> list[object]:
-    """CheckAuthorization, as the broker would send it."""
-    return client.call(
+def ask_polkit(client: Client, subject: str, action: str, details: dict[str, str]) -> int:
+    """CheckAuthorization, as the broker would send it; the call's serial."""
+    return client.ask(
         "CheckAuthorization",
         ["system-bus-name", {"name": Variant("s", subject)}],
         action,
@@ -227,6 +227,11 @@ def check(client: Client, subject: str, action: str, details: dict[str, str]) ->
         path=AUTHORITY,
         interface=INTERFACE,
     )
+
+
+def check(client: Client, subject: str, action: str, details: dict[str, str]) -> list[object]:
+    """The same, and polkit's answer."""
+    return client.answer(ask_polkit(client, subject, action, details)).body
 
 
 def test_the_broker_may_ask_polkit_about_others_for_its_own_actions_only(
@@ -289,6 +294,18 @@ def start_transient(client: Client) -> int:
     )
 
 
+def polkit_says_yes(systemd: Client, sender: str) -> bool:
+    """Ask as systemd does; polkit 126 asks systemd back which unit the subject belongs to."""
+    serial = ask_polkit(systemd, sender, "org.freedesktop.systemd1.manage-units", {})
+    while (came := systemd.receive()).message.reply_serial != serial:
+        if came.message.message_type is MessageType.METHOD_CALL:
+            name = "org.freedesktop.systemd1.NoUnitForPID"
+            reply = Message.new_error(came.message, name, "none")
+            reply.serial = systemd.next_serial()
+            systemd.send(reply)
+    return bool(came.body[0][0])
+
+
 def serve_as_systemd(systemd: Client) -> None:
     """Decide one StartTransientUnit as systemd's bus_verify_polkit() does: root may, others ask."""
     while True:
@@ -299,8 +316,7 @@ def serve_as_systemd(systemd: Client) -> None:
     (credentials,) = systemd.bus_call("GetConnectionCredentials", "s", sender)
     allowed = credentials["UnixUserID"].value == 0
     if not allowed:
-        (answer,) = check(systemd, sender, "org.freedesktop.systemd1.manage-units", {})
-        allowed = bool(answer[0])  # type: ignore[index]
+        allowed = polkit_says_yes(systemd, sender)
     if allowed:
         reply = Message.new_method_return(message, "o", ["/job"])
     else:
