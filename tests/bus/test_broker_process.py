@@ -298,6 +298,7 @@ def polkit_says_yes(systemd: Client, sender: str) -> bool:
     """Ask as systemd does; polkit 126 asks systemd back which unit the subject belongs to."""
     serial = ask_polkit(systemd, sender, "org.freedesktop.systemd1.manage-units", {})
     while (came := systemd.receive()).message.reply_serial != serial:
+        came.close()  # it says by pidfd whom it means
         if came.message.message_type is MessageType.METHOD_CALL:
             name = "org.freedesktop.systemd1.NoUnitForPID"
             reply = Message.new_error(came.message, name, "none")
