@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+#: What one message may carry, the hold included: dbus-daemon ends a connection that sends more
+#: (max_message_unix_fds of the system bus), and with the broker's the process ends.
+_FDS_PER_ANSWER = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The ceilings. Units are in the names; the rest are counts."""
@@ -110,6 +115,8 @@ def check(held: Share, wanted: Share, total: int, limits: Limits) -> None:
         ("taps_per_user", both.taps, limits.taps_per_user),
         ("queues_per_user", both.queues, limits.queues_per_user),
         ("leases_total", total + wanted.leases, limits.leases_total),
+        # A queue is an fd, and so is the hold of a new lease.
+        ("fds_per_call", wanted.queues + wanted.leases, _FDS_PER_ANSWER),
     ):
         if value > limit:
             raise LimitsExceeded(f"{name}: {limit}")

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What one caller's call, or one fault below the broker, must not cost: the broker, or a lease."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.broker import CONFIGURATION, RUNTIME
+from lab.client import RefusalError, network_tap
+
+if TYPE_CHECKING:
+    from lab.broker import Broker
+    from lab.client import Client
+
+pytestmark = pytest.mark.kernel
+
+HOSTS = RUNTIME / "networks/svn_default/hosts"
+
+
+def test_more_descriptors_than_a_message_carries_cost_the_caller_only(
+    broker: Broker, alices: Client
+) -> None:
+    with pytest.raises(RefusalError) as refusal:
+        alices.acquire(network_tap(queues=8), network_tap(queues=8))
+    assert refusal.value.name == "LimitsExceeded"
+    with alices.acquire(network_tap(queues=8), network_tap(queues=7)) as lease:
+        assert [len(tap.fds) for tap in lease.taps] == [8, 7]
+        with pytest.raises(RefusalError) as refusal:
+            lease.add(network_tap(queues=8), network_tap(queues=8), network_tap())
+        assert refusal.value.name == "LimitsExceeded"
