@@ -111,7 +111,10 @@ class ConfigFile:
 
 
 def _load(path: Path) -> Configuration:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {os.strerror(error.errno or 0)}") from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -127,7 +130,7 @@ def _load(path: Path) -> Configuration:
         raise ConfigurationError(f"{path}: is not UTF-8 at byte {error.start}") from error
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number, or a nesting, beyond Python's own
         where = re.search(r"at line (\d+)", str(error))
         line = int(where[1]) if where else text.count("\n") + 1
         reason = str(error).partition(" (at ")[0]

@@ -30,3 +30,20 @@ def test_more_descriptors_than_a_message_carries_cost_the_caller_only(
         with pytest.raises(RefusalError) as refusal:
             lease.add(network_tap(queues=8), network_tap(queues=8), network_tap())
         assert refusal.value.name == "LimitsExceeded"
+
+
+def test_a_configuration_that_is_a_symlink_is_named_as_the_fault(
+    broker: Broker, alices: Client
+) -> None:
+    elsewhere = CONFIGURATION.with_name("elsewhere.toml")
+    elsewhere.write_text("")
+    CONFIGURATION.symlink_to(elsewhere)
+    try:
+        with pytest.raises(RefusalError) as refusal:
+            alices.acquire()
+        assert refusal.value.name == "Configuration"
+        assert "Traceback" not in refusal.value.text
+        assert alices.leases() == []
+    finally:
+        CONFIGURATION.unlink()
+        elsewhere.unlink()
