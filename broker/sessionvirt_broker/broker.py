@@ -121,7 +121,11 @@ class Broker:
             lambda: self._leases.acquire(raw, owner, self._config.current(), offers, allowed),
             self._orphaned,
         )
-        self.holds.add(acquired.lease, acquired.watch)
+        try:
+            self.holds.add(acquired.lease, acquired.watch)
+        except OSError:
+            self._orphaned(acquired)
+            raise
         self._changed()
         for grant in acquired.grants:
             _tell("grant", call.caller, acquired.lease, owner, grant, allowed)
@@ -277,8 +281,12 @@ class Broker:
             audit("failure", lease=lease, why=str(error))
 
     async def _look_at(self, ifindexes: frozenset[int], *, routes: bool) -> None:
-        for lease, why in await self._worker.run(self._leases.changed, sorted(ifindexes)):
-            await self._release_ended(lease, why)
+        for found in await self._worker.run(self._leases.changed, sorted(ifindexes)):
+            if found.dropped:
+                what = ",".join(found.dropped)
+                audit("drop", uid=found.uid, lease=found.lease, what=what, why=found.why)
+            else:
+                await self._release_ended(found.lease, found.why)
         if routes:
             await self._worker.run(self._leases.refresh_uplinks)
 

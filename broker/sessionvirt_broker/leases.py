@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import hold
@@ -42,6 +43,19 @@ log = logging.getLogger(__name__)
 
 #: A request as it came: the kind's word and its fields.
 RawRequest = tuple[str, "Mapping[str, TypedValue]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A lease that is not as it was given.
+
+    :param dropped: the grants that it has no more; empty: all of it must end.
+    """
+
+    lease: str
+    uid: int
+    why: str
+    dropped: tuple[str, ...]
 
 
 class Leases:
@@ -134,7 +148,7 @@ class Leases:
         for lease in self._leases.values():
             if uid is not None and lease.owner.uid != uid:
                 continue
-            grants = [{**self._facts(name, steps), "fds": []} for name, steps in lease.grants]
+            grants = [{**self._facts(*grant), "fds": []} for grant in self._whole(lease)]
             dropped: Counter[str] = Counter()
             for facts in grants:
                 dropped.update(drops.get(str(facts["ifname"]), {}))
@@ -157,7 +171,7 @@ class Leases:
         found: Counter[str] = Counter()
         for lease in self._leases.values():
             if uid is None or lease.owner.uid == uid:
-                for name, steps in lease.grants:
+                for name, steps in self._whole(lease):
                     facts = self._facts(name, steps)
                     found[str(facts.get("network") or facts.get("bridge"))] += 1
         return found
@@ -293,15 +307,18 @@ class Leases:
         for name in names:
             if name not in lease.record.parts:
                 raise NotFound("grants: the lease has no such grant")
+        self._give_back(lease, list(dict.fromkeys(names)))
+        return lease.owner
+
+    def _give_back(self, lease: Lease, names: Sequence[str]) -> None:
         # First the word, then the deed: a crash between must not look like a broken lease.
-        lease.record.header["ending"] = list(dict.fromkeys(names))
+        lease.record.header["ending"] = list(names)
         self._journal.write(lease.record)
-        for name in dict.fromkeys(names):
+        for name in names:
             self._take_part(lease, name)
         del lease.record.header["ending"]
         self._journal.write(lease.record)
         self._shared.collect()
-        return lease.owner
 
     def _forget(self, lease: Lease) -> None:
         """Undo every part, and what nobody needs then."""
@@ -324,15 +341,30 @@ class Leases:
 
     # Section: what the kernel reports
 
-    def changed(self, ifindexes: Sequence[int]) -> list[tuple[str, str]]:
-        """Leases with a TAP among ``ifindexes`` that is no longer as it was given, and why."""
-        ended = {}
+    def changed(self, ifindexes: Sequence[int]) -> list[Changed]:
+        """Leases with a TAP among ``ifindexes`` that is no longer as it was given.
+
+        A TAP that is gone, as when a guest's device is unplugged, is dropped from its lease; one
+        that was changed is to end it.
+        """
+        found = []
         for lease_id in {self._by_ifindex[i] for i in ifindexes if i in self._by_ifindex}:
-            lease = self._leases.get(lease_id)
-            for name, steps in lease.grants if lease else ():
-                if reason := self._broken(name, steps):
-                    ended[lease_id] = reason
-        return list(ended.items())
+            lease = self._leases[lease_id]
+            whole = self._whole(lease)
+            broken = {name: why for name, steps in whole if (why := self._broken(name, steps))}
+            gone = [
+                name
+                for name in broken
+                if self._host.links.by_index(self._counted[lease_id, name][0]) is None
+            ]
+            if not broken:
+                continue
+            if len(gone) < len(broken) or len(gone) == len(whole):
+                gone = []
+            else:
+                self._give_back(lease, gone)
+            found.append(Changed(lease_id, lease.owner.uid, broken.popitem()[1], tuple(gone)))
+        return found
 
     def refresh_uplinks(self) -> None:
         """The default route or global forwarding changed."""
@@ -406,6 +438,10 @@ class Leases:
         if lease is None or lease.owner.uid != uid:
             raise NotFound("there is no such lease")
         return lease
+
+    def _whole(self, lease: Lease) -> list[tuple[str, list[Step]]]:
+        """Its grants, without what is left of one whose undo failed."""
+        return [grant for grant in lease.grants if (lease.id, grant[0]) in self._counted]
 
     def _broken(self, name: str, steps: Sequence[Step]) -> str:
         """Why a grant is no longer as it was given; empty: it is."""

@@ -47,3 +47,24 @@ def test_a_configuration_that_is_a_symlink_is_named_as_the_fault(
     finally:
         CONFIGURATION.unlink()
         elsewhere.unlink()
+
+
+def test_a_grant_that_could_not_be_undone_is_nobodys_and_hides_no_lease(
+    broker: Broker, alices: Client
+) -> None:
+    with alices.acquire(network_tap(), network_tap()) as lease:
+        stuck = HOSTS / lease.taps[0].ifname
+        stuck.unlink()
+        stuck.mkdir()
+        lease.drop("tap0")
+        assert [grant["id"].value for grant in lease.listed()["grants"].value] == ["tap1"]
+        assert alices.networks()["default"]["leases"] == 1
+        stuck.rmdir()
+    broker.wait_until_idle()
+
+
+def test_a_guest_that_gives_up_one_tap_keeps_the_others(broker: Broker, alices: Client) -> None:
+    with alices.acquire(network_tap(), network_tap()) as lease:
+        lease.taps[0].close()
+        alices.settle()
+        assert [grant["id"].value for grant in lease.listed()["grants"].value] == ["tap1"]
