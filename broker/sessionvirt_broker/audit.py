@@ -7,6 +7,7 @@ chose cannot start a line of its own, nor move a terminal's cursor.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 
@@ -15,4 +16,7 @@ def audit(event: str, **fields: object) -> None:
     """Write one line: ``event=grant uid="1000" ...``; empty values are left out."""
     words = [f"event={event}"]
     words += [f"{name}={json.dumps(str(value))}" for name, value in fields.items() if value != ""]
-    print("<5>" + " ".join(words), file=sys.stderr, flush=True)  # noqa: T201  (it is the journal)
+    # A journal that is gone costs the line, never what is half-way done: a lease whose fds nobody
+    # closes would not end.
+    with contextlib.suppress(OSError):
+        print("<5>" + " ".join(words), file=sys.stderr, flush=True)  # noqa: T201  (it is the journal)

@@ -68,3 +68,21 @@ def test_a_guest_that_gives_up_one_tap_keeps_the_others(broker: Broker, alices: 
         lease.taps[0].close()
         alices.settle()
         assert [grant["id"].value for grant in lease.listed()["grants"].value] == ["tap1"]
+
+
+def test_a_journal_that_nobody_reads_any_more_costs_no_lease_its_end(
+    broker: Broker, alices: Client
+) -> None:
+    broker.stop()
+    former = broker.daemon.argv
+    # Its standard error is a pipe whose reader has gone.
+    script = 'mkfifo "$0"; exec 3<>"$0"; exec 4>"$0" 3<&-; rm "$0"; exec "$@" 2>&4 4>&-'
+    broker.daemon.argv = ["bash", "-c", script, str(RUNTIME / "stderr"), *former]
+    broker.start()
+    try:
+        alices.acquire().close()
+        broker.wait_until_idle()
+    finally:
+        broker.kill()
+        broker.daemon.argv = former
+        broker.start()
