@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Start, serve, end without losing a request.
+"""The program: become the broker's user, take the lock, and run (``daemon.py``).
 
-Start: become the broker's user (where no systemd has), take the lock, take up old leases, own the
-name, say READY. End, when nothing has been held for a while: say STOPPING, give the name up (what
-was sent before has arrived then), answer it, and go; what is sent later activates the next broker,
-which waits for the lock. Leases that exist at SIGTERM stay, for that next one.
+Root's stage, where there is no systemd, is only as long as it takes to leave root: nothing of the
+broker proper is imported before.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import fcntl
 import logging
@@ -19,146 +16,21 @@ import resource
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .authority import Authority
-from .broker import Broker
-from .bus import Bus
-from .config import BUILTIN, ConfigFile
-from .consent import Consent
-from .diagnose import boot_id
-from .dnsmasq import Keeper
-from .errors import BrokerError, ConfigurationError
-from .firewall import Firewall
-from .host import Host, Paths
-from .journal import Journal
-from .kinds import STEPS, resource_kinds
-from .leases import Leases
-from .limits import Limits, Usage
-from .linkwatch import LinkWatch
-from .netlink import Links
 from .privileges import PrivilegeError, become_broker, check
-from .service import NAME, Service
-from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .host import Paths
 
 log = logging.getLogger("sessionvirt_broker")
 
 IDLE_SECONDS = 30.0
 #: How long the next broker waits for the last one to be done.
 _LOCK_SECONDS = 10.0
-
-
-class Daemon:
-    """One run of the broker."""
-
-    def __init__(self, paths: Paths, keeper: Keeper | None, idle_seconds: float) -> None:
-        self._idle_seconds = idle_seconds
-        self._bus = Bus()
-        self._worker = Worker()
-        self._host = Host(Links(), Firewall(), paths, keeper)
-        self._config = ConfigFile(paths.config)
-        kinds = resource_kinds(_machine_id(), Path("/sys/class/net"))
-        self._leases = Leases(self._host, Journal(paths.records, boot_id(), STEPS), kinds)
-        usage = Usage(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
-        self._broker = Broker(
-            bus=self._bus,
-            consent=Consent(Authority(self._bus), self._bus, usage),
-            worker=self._worker,
-            leases=self._leases,
-            host=self._host,
-            config=self._config,
-            changed=self._restart_idle,
-        )
-        self._service = Service(self._bus, self._broker, usage, self._limits)
-        self._stop = asyncio.Event()
-        self._told = False
-        self._idle: asyncio.TimerHandle | None = None
-
-    async def run(self) -> int:
-        """Serve until idle, told to end, or off the bus.
-
-        :return: the exit status; not 0 when the bus was lost, so that systemd starts the next.
-        """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._terminate)
-        with contextlib.closing(self._broker.holds), contextlib.closing(LinkWatch()) as watch:
-            for lease, read_end in await self._worker.run(self._leases.reconcile):
-                self._broker.holds.add(lease, read_end)
-            loop.add_reader(self._broker.holds.fileno(), self._broker.holds_ended)
-            loop.add_reader(watch.fileno(), self._heard, watch)
-            await self._bus.connect(self._service.on_message, self._service.on_fault)
-            if not await self._bus.own(NAME):
-                log.error("%s is owned by somebody else", NAME)
-                return 1
-            _notify("READY=1")
-            self._restart_idle()
-            return await self._serve()
-
-    async def _serve(self) -> int:
-        lost = asyncio.ensure_future(self._bus.disconnected())
-        try:
-            while True:
-                stop = asyncio.ensure_future(self._stop.wait())
-                await asyncio.wait({lost, stop}, return_when=asyncio.FIRST_COMPLETED)
-                if lost.done():
-                    stop.cancel()
-                    log.error("the system bus is gone; leases stay")
-                    return 1
-                _notify("STOPPING=1")
-                await self._bus.disown(NAME)
-                # Idle: what was sent before is answered. Told to end: prompts are withdrawn.
-                await self._service.settle(cancel=self._told)
-                await self._broker.settle()
-                if self._told or not len(self._leases):
-                    return 0
-                # A call that came in that moment made a lease: go on, if nobody else has begun.
-                self._stop.clear()
-                if not await self._bus.own(NAME):
-                    return 0
-                _notify("READY=1")
-                self._restart_idle()
-        finally:
-            lost.cancel()
-            if self._idle is not None:
-                self._idle.cancel()
-            await self._worker.close()
-            self._bus.disconnect()
-
-    def _terminate(self) -> None:
-        self._told = True
-        self._stop.set()
-
-    def _restart_idle(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        loop = asyncio.get_running_loop()
-        self._idle = loop.call_later(self._idle_seconds, self._idle_over)
-
-    def _idle_over(self) -> None:
-        if len(self._leases) or self._service.busy:
-            self._restart_idle()
-        else:
-            self._idle = None
-            self._stop.set()
-
-    def _heard(self, watch: LinkWatch) -> None:
-        changes = watch.changes()
-        indexes = self._leases.watched() if changes.everything else changes.ifindexes
-        concerned = indexes & self._leases.watched()
-        if concerned or changes.routes:
-            self._broker.links_changed(concerned, routes=changes.routes)
-
-    def _limits(self) -> Limits:
-        try:
-            return self._config.current().limits
-        except ConfigurationError:
-            return BUILTIN.limits
 
 
 def main() -> int:
@@ -182,23 +54,24 @@ def main() -> int:
     except PrivilegeError as error:
         log.error("%s", error)
         return 1
+    from .daemon import run
+    from .dnsmasq import Keeper
+    from .errors import BrokerError
+    from .host import Paths
+
     paths = Paths(arguments.runtime, arguments.config, Path("/proc/sys/net"))
     keeper = None
     if arguments.keeper is not None:
         keeper = Keeper(socket.socket(fileno=arguments.keeper))
     try:
         with _locked(paths):
-            return asyncio.run(_run(paths, keeper, arguments.idle_seconds))
+            return run(paths, keeper, arguments.idle_seconds)
     except BrokerError as error:
         log.error("%s", error)
         return 1
     finally:
         if keeper is not None:
             keeper.close()
-
-
-async def _run(paths: Paths, keeper: Keeper | None, idle_seconds: float) -> int:
-    return await Daemon(paths, keeper, idle_seconds).run()
 
 
 @contextlib.contextmanager
@@ -216,22 +89,6 @@ def _locked(paths: Paths) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _notify(state: str) -> None:
-    """sd_notify(3), where systemd waits for it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        name = "\0" + address[1:] if address.startswith("@") else address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(state.encode(), name)
-
-
-def _machine_id() -> str:
-    try:
-        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dbus_fast.aio import MessageBus
 
 from .errors import HostFailure
 from .intake import Intake
+from .outlet import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -61,6 +62,7 @@ class Bus:
         # From here on the library decodes what intake.py has read, and reads nothing itself.
         assert bus._sock is not None
         intake = Intake(bus._sock, bus._process_message, refuse, bus._finalize)
+        bus._writer.sock = Outlet(bus._sock)
         loop = asyncio.get_running_loop()
         loop.remove_reader(bus._sock)
         loop.add_reader(bus._sock, intake.read)

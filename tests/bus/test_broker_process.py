@@ -141,7 +141,7 @@ def _keepers() -> list[int]:
 
 IMPORTS = """
 import sys
-import sessionvirt_broker.__main__, sessionvirt_broker.keeper
+import sessionvirt_broker.__main__, sessionvirt_broker.daemon, sessionvirt_broker.keeper
 from sessionvirt_broker.netlink import Links
 from sessionvirt_broker.firewall import Firewall
 links, firewall = Links(), Firewall()
