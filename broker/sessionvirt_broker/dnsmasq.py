@@ -61,7 +61,7 @@ def configuration(directory: Path, bridge: str, ipv4: str, ipv6: str, mtu: int) 
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NetworkFiles(Step):
     """The directory that dnsmasq reads."""
 
@@ -93,7 +93,7 @@ class NetworkFiles(Step):
         _part(directory / "dnsmasq.conf").unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HostEntry(Step):
     """The addresses that one MAC gets by DHCP."""
 
@@ -127,7 +127,7 @@ class HostEntry(Step):
         _part(path).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunDnsmasq(Step):
     """Where there is no systemd: have the keeper run it."""
 

@@ -30,7 +30,7 @@ def is_global(proc_net: Path) -> bool:
     return (proc_net / "ipv4/conf/all/forwarding").read_text() == "1\n"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Forward(Step):
     """Forward what comes in by one interface.
 

@@ -39,7 +39,7 @@ def record_id(bridge: str) -> str:
     return f"network-{bridge}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FirewallTables(Step):
     """The fixed rules."""
 
@@ -59,7 +59,7 @@ class FirewallTables(Step):
         host.firewall.remove()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NetworkFilter(Step):
     """What the network's prefix may do at layer 3."""
 
@@ -87,7 +87,7 @@ class NetworkFilter(Step):
         host.firewall.remove_network(self.rules())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bridge(Step):
     """The bridge, with its addresses, up."""
 
@@ -154,7 +154,7 @@ def shared(network: Network, host: Host, machine_id: str) -> tuple[Shared, ...]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BridgeForward(Step):
     """Forwarding of the bridge itself; it goes when the bridge does."""
 

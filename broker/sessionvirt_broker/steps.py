@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _SCALARS: dict[str, type] = {"str": str, "int": int}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step(abc.ABC):
     """One change of the host. Fields are ``str``, ``int`` or ``tuple[str, ...]``: plain JSON."""
 

@@ -54,7 +54,7 @@ class TapRequest(Request):
     queues: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CreateTap(Step):
     """The device, down and attached to nothing."""
 
@@ -84,7 +84,7 @@ class CreateTap(Step):
             host.links.delete(link.ifindex)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FilterTap(Step):
     """What its frames may carry; there before the TAP is."""
 
@@ -116,7 +116,7 @@ class FilterTap(Step):
         host.firewall.remove_tap(self.rules())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AttachTap(Step):
     """A port of the bridge, and up."""
 

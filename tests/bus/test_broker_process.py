@@ -43,9 +43,11 @@ FIVE = {
 PACKAGES = {"sessionvirt_broker", "dbus_fast", "pyroute2", "nftables"}
 #: What the interpreter brings along itself: its main module, Debian's hook, Cython's runtime.
 INTERPRETER = {"__main__", "__mp_main__", "sitecustomize", "_distutils_hack", "cython_runtime"}
-#: Of the standard library, what would open a door that nobody needs. (pyroute2 brings ssl and
-#: sqlite3, and 0.7 http, for parts of it that are never used.)
-NEVER = {"smtplib", "ftplib", "xmlrpc", "webbrowser", "pdb", "ensurepip", "pip"}
+#: Of the standard library, what would open a door that nobody needs; all of pyroute2 would bring
+#: the second half.
+NEVER = {"smtplib", "ftplib", "xmlrpc", "webbrowser", "pdb", "ensurepip", "pip"} | {
+    *("http.server", "sqlite3", "pyroute2.ndb"),
+}
 
 
 def status(pid: int) -> dict[str, str]:
