@@ -47,6 +47,7 @@ class Bus:
     def __init__(self) -> None:
         # negotiate_unix_fd: without it no fd can be sent.
         self._bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+        self._outlet: Outlet | None = None
         self._watched: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def connect(
@@ -62,7 +63,8 @@ class Bus:
         # From here on the library decodes what intake.py has read, and reads nothing itself.
         assert bus._sock is not None
         intake = Intake(bus._sock, bus._process_message, refuse, bus._finalize)
-        bus._writer.sock = Outlet(bus._sock)
+        writer: Any = bus._writer
+        self._outlet = writer.sock = Outlet(bus._sock)
         loop = asyncio.get_running_loop()
         loop.remove_reader(bus._sock)
         loop.add_reader(bus._sock, intake.read)
@@ -98,6 +100,11 @@ class Bus:
             ),
             _BUS_SECONDS,
         )
+        if reply is None and self._outlet is not None and self._outlet.unread():
+            # dbus-daemon reads no more of a sender of whom 64 fds wait for somebody who does not
+            # read them. A new connection starts at none.
+            self._outlet = None
+            self._bus._finalize(TimeoutError("the bus does not read"))
         if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
             raise HostFailure("the bus refused a call")
         return list(reply.body)
@@ -112,7 +119,20 @@ class Bus:
 
     async def own(self, name: str) -> bool:
         """Own a name, or not at all (DBUS_NAME_FLAG_DO_NOT_QUEUE)."""
-        return (await self._ask_bus("RequestName", "su", name, 4))[0] in (1, 4)
+        for _ in range(2):
+            if (await self._ask_bus("RequestName", "su", name, 4))[0] in (1, 4):
+                return True
+            # A bus that did not read from a broker (see call()) learns of its end by writing to it.
+            await self.ask(
+                Message(
+                    destination=name,
+                    path="/",
+                    interface="org.freedesktop.DBus.Peer",
+                    member="Ping",
+                ),
+                _BUS_SECONDS,
+            )
+        return False
 
     async def disown(self, name: str) -> None:
         """Give the name up; what was sent to it before has arrived when this returns."""

@@ -9,6 +9,9 @@ does understand, and waits.
 
 from __future__ import annotations
 
+import fcntl
+import struct
+import termios
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,3 +40,8 @@ class Outlet:
             return 0
         self._ancillary = []
         return written
+
+    def unread(self) -> int:
+        """What was written and the bus has not read yet (SIOCOUTQ), in the kernel's bytes."""
+        answer = fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4))
+        return int(struct.unpack("=i", answer)[0])

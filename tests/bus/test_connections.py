@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,8 @@ LEASE_PATH = f"{PATH}/lease/{'0' * 32}"
 PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PROPERTIES = "org.freedesktop.DBus.Properties"
+
+NO_AUTO_START = 2
 
 both_flavours = pytest.mark.parametrize("broker", Flavour, indirect=True)
 
@@ -159,6 +163,54 @@ def test_b22_a_connection_that_floods_takes_nobody_elses_room(
         for _ in range(20):
             assert his.call("ListNetworks", {})[0]
     assert_serves(alice)
+
+
+@both_flavours
+def test_b22_answers_faster_than_the_bus_reads_do_not_end_the_broker(
+    broker: Broker, alice: User
+) -> None:
+    call: dict[str, Any] = {"signature": "", "interface": INTROSPECTABLE, "flags": 1}
+    with ExitStack() as stack, Client() as root:
+        before = root.owner()
+        clients = [stack.enter_context(Client(alice)) for _ in range(150)]
+        for client in clients:
+            calls = [marshalled(client.message("Introspect", **call)) for _ in range(60)]
+            client.send_bytes(b"".join(calls))
+        for client in clients:
+            client.bus_call("GetId")  # the bus has all of it
+        for _ in range(1000):
+            with contextlib.suppress(BusError):  # it has too much to do
+                root.call("ListNetworks", {})
+                break
+        assert root.owner() == before
+
+
+def test_b22_descriptors_that_nobody_fetches_stop_the_broker_for_seconds_only(
+    broker: Broker, polkit: Polkit, alice: User, bob: User
+) -> None:
+    """dbus-daemon counts them for who sent them, and reads no more from there at 64."""
+    polkit.answer(f"{INTERFACE.lower()}.*", "yes")
+    broker.configure(UNLIMITED)
+    with Client(alice) as client:
+        for _ in range(3000):  # answers that fill what the kernel keeps for it
+            client.ask("ListNetworks", {})
+        assert_serves(bob)
+        for number in range(8):
+            wanted = [tap(queues=8), tap(queues=7)]
+            client.ask("Acquire", wanted, options(vm=f"vm{number}"))
+        with Client(bob) as his:
+            with contextlib.suppress(TimeoutError):
+                while True:  # the first whose answer does not come, and one more
+                    his.call("ListNetworks", {}, timeout=1)
+            his.ask("ListNetworks", {})
+            assert broker.daemon.wait(15) == 1
+        broker.daemon.spawn()
+        served = None
+        with Client(bob) as his:
+            while served is None:
+                with contextlib.suppress(BusError):  # of a name that has no owner yet
+                    served = his.call("ListNetworks", {}, flags=NO_AUTO_START)
+    broker.wait_until_idle()
 
 
 def test_b22_a_caller_that_vanishes_in_mid_call_leaves_nothing(
