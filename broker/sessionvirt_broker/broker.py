@@ -75,6 +75,9 @@ class Broker:
         self._changed = changed
         self.holds = HoldWatch()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._changed_links: frozenset[int] = frozenset()
+        self._changed_routes = False
+        self._looking = False
 
     # Section: methods of the contract
 
@@ -224,7 +227,11 @@ class Broker:
 
     def links_changed(self, ifindexes: frozenset[int], *, routes: bool) -> None:
         """The kernel reports changed interfaces, or routes: are leases still as given?"""
-        self._spawn(self._look_at(ifindexes, routes=routes))
+        self._changed_links |= ifindexes
+        self._changed_routes |= routes
+        if not self._looking:
+            self._looking = True
+            self._spawn(self._look())
 
     async def settle(self) -> None:
         """Wait for what was begun here."""
@@ -279,6 +286,16 @@ class Broker:
             await self._worker.run(self._leases.drop, lease, uid, names)
         except BrokerError as error:
             audit("failure", lease=lease, why=str(error))
+
+    async def _look(self) -> None:
+        """One look at a time, at everything that changed until it begins."""
+        try:
+            while self._changed_links or self._changed_routes:
+                ifindexes, self._changed_links = self._changed_links, frozenset()
+                routes, self._changed_routes = self._changed_routes, False
+                await self._look_at(ifindexes, routes=routes)
+        finally:
+            self._looking = False
 
     async def _look_at(self, ifindexes: frozenset[int], *, routes: bool) -> None:
         for found in await self._worker.run(self._leases.changed, sorted(ifindexes)):

@@ -168,12 +168,16 @@ class Keeper:
 
         :raise HostFailure: it is gone, or could not.
         """
+        request = f"{verb} {bridge}".encode("ascii")
         try:
-            self._connection.send(f"{verb} {bridge}".encode("ascii"))
+            self._connection.send(request)
             answer = self._connection.recv(64)
+            # An answer that came too late last time is not this one's.
+            while answer and not answer.startswith(request + b" "):
+                answer = self._connection.recv(64)
         except OSError as error:
             raise HostFailure("the keeper of dnsmasq does not answer") from error
-        if answer != b"ok":
+        if answer != request + b" ok":
             raise HostFailure(f"dnsmasq could not {verb}")
 
     def close(self) -> None:

@@ -161,8 +161,9 @@ class Firewall:
 
     def remove_tap(self, rules: TapRules) -> None:
         """Forget a TAP. What :meth:`adopt` did not take over is in no table any more."""
-        if self._taps.pop(rules.ifname, None) is not None:
+        if rules.ifname in self._taps:
             self._discard(_BRIDGE, rules.elements())
+            del self._taps[rules.ifname]  # only now: else another try would do nothing
 
     def add_network(self, rules: NetworkRules) -> None:
         """Let a network out."""
@@ -172,8 +173,8 @@ class Firewall:
     def remove_network(self, rules: NetworkRules) -> None:
         """Forget a network; absent is in order."""
         if rules in self._networks:
-            self._networks.discard(rules)
             self._discard(_INET, rules.elements())
+            self._networks.discard(rules)
 
     def set_uplinks(self, uplinks: frozenset[int]) -> None:
         """The interfaces whose forwarding we turned on: they forward to our networks only."""

@@ -49,7 +49,8 @@ class DnsmasqKeeper:
                     request = self._connection.recv(64)
                     if not request:
                         return
-                    self._connection.send(b"ok" if self._handle(request) else b"failed")
+                    answer = b" ok" if self._handle(request) else b" failed"
+                    self._connection.send(request + answer)
                 self._restart_ended()
 
     def close(self) -> None:

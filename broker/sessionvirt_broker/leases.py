@@ -313,7 +313,11 @@ class Leases:
     def _give_back(self, lease: Lease, names: Sequence[str]) -> None:
         # First the word, then the deed: a crash between must not look like a broken lease.
         lease.record.header["ending"] = list(names)
-        self._journal.write(lease.record)
+        try:
+            self._journal.write(lease.record)
+        except BaseException:
+            del lease.record.header["ending"]
+            raise
         for name in names:
             self._take_part(lease, name)
         del lease.record.header["ending"]
@@ -429,7 +433,11 @@ class Leases:
                 self._shared.count(lease.shared.get(name, ()))
                 self._kind_of(name).adopt(steps, adopted)
                 self._count_part(lease, name)
-        self._host.firewall.adopt(adopted.taps, adopted.networks)
+        try:
+            self._host.firewall.adopt(adopted.taps, adopted.networks)
+        except HostFailure:
+            # Nothing new is given then, but what there is can be given back.
+            log.exception("the firewall could not be taken over")
 
     # Section: small things
 

@@ -25,6 +25,7 @@ _RTM_NEWNETCONF = 80
 _HEADER = struct.Struct("=IHHII")
 #: struct ifinfomsg: family, pad, type, index, flags, change.
 _IFINFO = struct.Struct("=BxHiII")
+_AT_ONCE = 64
 _DST_LEN = 1  # offset of rtm_dst_len in struct rtmsg
 #: struct netconfmsg (linux/netconf.h), then its first attribute: NETCONFA_IFINDEX, which is
 #: NETCONFA_IFINDEX_ALL for the whole host; every new interface has such a message of its own.
@@ -68,11 +69,11 @@ class LinkWatch:
         """Everything heard since the last call."""
         ifindexes: set[int] = set()
         routes = everything = False
-        while True:
+        for _ in range(_AT_ONCE):  # the loop comes again for what is left
             try:
                 data, sender = self._socket.recvfrom(1 << 16)
             except BlockingIOError:
-                return Changes(frozenset(ifindexes), routes, everything)
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -87,6 +88,7 @@ class LinkWatch:
                     routes = routes or (len(body) > _DST_LEN and body[_DST_LEN] == 0)
                 elif kind == _RTM_NEWNETCONF and body[_NETCONF.size :].startswith(_OF_ALL):
                     routes = True
+        return Changes(frozenset(ifindexes), routes, everything)
 
 
 def _messages(data: bytes) -> list[tuple[int, bytes]]:

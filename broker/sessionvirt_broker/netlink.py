@@ -189,8 +189,10 @@ class Links:
         """The interfaces with an IPv4 default route: ifindex to name."""
         found: dict[int, str] = {}
         for message in self._ip.get_routes(family=socket.AF_INET):
-            interface = message.get_attr("RTA_OIF")
-            if message["dst_len"] == 0 and message.get_attr("RTA_DST") is None and interface:
+            if message["dst_len"] != 0 or message.get_attr("RTA_DST") is not None:
+                continue
+            hops = [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()]
+            for interface in filter(None, [message.get_attr("RTA_OIF"), *hops]):
                 link = self.by_index(int(interface))
                 if link is not None:
                     found[link.ifindex] = link.name

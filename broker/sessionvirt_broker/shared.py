@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from .errors import BrokerError
+from .errors import BrokerError, HostFailure
 from .forwarding import Forward
 from .journal import Journal, Record
 from .network import FORWARDING, BridgeForward, uplink_steps
@@ -112,6 +112,10 @@ class SharedResources:
         self.refresh_uplinks()
 
     def _make(self, shared: Shared) -> None:
+        # What is left of a former one would be taken back later, from under this one.
+        self._undo.retry()
+        if shared.id in self._undo:
+            raise HostFailure(f"the host has not let go of the former {shared.id}")
         record = Record(shared.id, {"complete": False}, {"": []})
         steps = shared.steps()
         for kind in self._kinds.values():

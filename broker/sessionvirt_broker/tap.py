@@ -203,8 +203,7 @@ class TapKind:
                 facts=(network, address),
             )
         bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
-        if address in self._lan_macs:
-            raise Busy(f"the MAC address {address} is in use on this bridge")
+        self._not_on_a_lan(address)
         return Offer(
             action="bridge-attach",
             sentence='Authentication is required to connect the virtual machine "$(vm)" to the'
@@ -228,6 +227,7 @@ class TapKind:
         port_mac = PORT_PREFIX + address[3:]
         if tap.network is None:
             bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
+            self._not_on_a_lan(address)  # another request of the same call may be
             link = host.links.by_index(ifindex)
             mtu = link.mtu if link else 1500
             return Plan(
@@ -333,6 +333,10 @@ class TapKind:
         if network is None:
             raise NotFound(f"network: there is no network {name}")
         return self._up.get(network.bridge, network)
+
+    def _not_on_a_lan(self, address: str) -> None:
+        if address in self._lan_macs:
+            raise Busy(f"the MAC address {address} is in use on this bridge")
 
     def _lan_bridge(
         self, name: BridgeName, configuration: Configuration, host: Host

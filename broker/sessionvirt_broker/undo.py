@@ -27,6 +27,10 @@ class Undo:
         self._journal = journal
         self._stuck: list[Record] = []
 
+    def __contains__(self, record_id: str) -> bool:
+        """Whether something of this record would not go."""
+        return any(record.id == record_id for record in self._stuck)
+
     def part(self, record: Record, name: str) -> list[Step]:
         """Take one part back, whole or half-made; what is stuck stays in the record.
 

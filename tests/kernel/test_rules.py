@@ -219,3 +219,16 @@ def test_d41_nobody_takes_the_address_that_another_vm_will_derive(
         pass
     with alices.acquire(network_tap(mac=derived), vm="hers") as lease:
         assert lease.tap.mac == derived
+
+
+def test_d43_one_address_is_not_given_on_two_bridges_of_one_call(
+    broker: Broker, alices: Client
+) -> None:
+    broker.configure("[bridge.br8]\n[bridge.br9]\n")
+    with lan_bridge("br8"), lan_bridge("br9", mac="02:00:00:00:00:09"):
+        twice = [bridge(name, mac="00:00:00:00:08:01") for name in ("br8", "br9")]
+        with pytest.raises(RefusalError) as refusal:
+            alices.acquire(*twice)
+        assert refusal.value.name == "Busy"
+        with alices.acquire(twice[0]):
+            pass
