@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from sessionvirt.driver.network import find_passt
 from sessionvirt.errors import SessionvirtError
 from sessionvirt.host.kvm import probe
 from sessionvirt.host.logind import Presence, presence
@@ -63,14 +64,12 @@ async def _qemu() -> list[Check]:
         return [Check("qemu", Level.PROBLEM, error.cause, error.advice)]
     version = ".".join(map(str, found.version))
     checks = [_check("qemu", f"{found.binary}, version {version}")]
-    if "stream" in found.netdevs and (passt := find_program("passt")):
-        checks.append(_check("user-network", f"passt: {passt}"))
-    elif "user" in found.netdevs:
-        checks.append(_check("user-network", "QEMU's own (slirp); passt would be faster"))
-    else:
-        sentence = "QEMU has no slirp, and passt is not installed"
-        checks.append(Check("user-network", Level.PROBLEM, sentence, "install passt"))
-    return checks
+    try:
+        passt = find_passt(found)
+    except SessionvirtError as error:
+        return [*checks, Check("user-network", Level.PROBLEM, error.evidence, error.advice)]
+    own = "QEMU's own (slirp); passt is faster, where it is installed and there is a default route"
+    return [*checks, _check("user-network", own if passt is None else f"passt: {passt}")]
 
 
 def _kvm() -> Check:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 from sessionvirt.broker_data import Plan
 from sessionvirt.driver.domain import choose_accelerator
-from sessionvirt.driver.network import default_mac, tap_requests
-from sessionvirt.model.needs import NeedKind, needs
+from sessionvirt.driver.network import tap_requests
+from sessionvirt.driver.rehearsal import rehearse
 from sessionvirt.qemu import capabilities as qemu_capabilities
-from sessionvirt.qemu.command import build
-from sessionvirt.qemu.wiring import TapWiring, UserWiring, Wiring
 
 from . import status
 from .definition import load_domain
@@ -24,13 +22,8 @@ if TYPE_CHECKING:
     import argparse
 
     from sessionvirt.model.domain import Domain
-    from sessionvirt.qemu.wiring import InterfaceWiring
 
 __all__ = ["main"]
-
-#: Stands for a descriptor that is only known when the machine is started.
-_EXAMPLE_FD = 9
-_EXAMPLE_MTU = 1500
 
 _NOTHING = Plan(verdict="yes", action="", prompt="", requests=(), steps=())
 _COLOURS = {"yes": "green", "ask": "yellow", "no": "red"}
@@ -42,6 +35,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def _main(args: argparse.Namespace, domain: Domain) -> int:
+    command = await _command(domain)
     requests = tap_requests(domain)
     plan = _NOTHING
     if requests:
@@ -49,28 +43,20 @@ async def _main(args: argparse.Namespace, domain: Domain) -> int:
 
         async with await BrokerClient.connect() as client:
             plan = await client.plan(requests, domain.name)
-    command = await _command(domain) if args.verbose or args.json else ()
     if args.json:
         print_json({"vm": domain.name, **asdict(plan), "command": list(command)})
     else:
-        _print(domain, plan, command)
+        _print(domain, plan, command if args.verbose else ())
     return status.DENIED if plan.verdict == "no" else status.OK
 
 
 async def _command(domain: Domain) -> tuple[str, ...]:
-    """Return QEMU's command line, with examples for what only a start knows."""
+    """Return QEMU's command line; a start that would fail fails here, too."""
     arch = domain.os.arch if domain.os is not None else None
     binary = domain.emulator or qemu_capabilities.find_binary(arch)
     capabilities = await qemu_capabilities.load(binary)
     accelerator, _ = choose_accelerator(domain)
-    wirings: list[InterfaceWiring] = []
-    for need in needs(domain):
-        mac = need.mac or default_mac(domain.name, need.interface)
-        if need.kind is NeedKind.TAP:
-            wirings.append(TapWiring((_EXAMPLE_FD,) * need.queues, mac, need.mtu or _EXAMPLE_MTU))
-        else:
-            wirings.append(UserWiring(mac))
-    return build(domain, capabilities, Wiring(_EXAMPLE_FD, accelerator, tuple(wirings))).argv
+    return rehearse(domain, capabilities, accelerator).argv
 
 
 def _print(domain: Domain, plan: Plan, command: tuple[str, ...]) -> None:

@@ -37,7 +37,7 @@ from sessionvirt.qemu.process import Child
 from sessionvirt.qemu.wiring import Accelerator, Wiring
 from sessionvirt.states import INACTIVE, DomainState, check, require
 
-from .network import connect
+from .network import connect, tap_requests
 from .outcome import Outcome, Witness
 
 if TYPE_CHECKING:
@@ -212,6 +212,10 @@ class VirtualMachine:
         accelerator, self.kvm = settings.accelerator, None
         if accelerator is None:
             accelerator, self.kvm = choose_accelerator(domain)
+        if tap_requests(domain):
+            from .rehearsal import rehearse
+
+            rehearse(domain, capabilities, accelerator)
         with contextlib.ExitStack() as handed_over:
             self.network = await connect(
                 domain,
@@ -243,6 +247,7 @@ class VirtualMachine:
         self._set_state(DomainState.STARTING)
         monitor = await connect_monitor(child, ours, _LAUNCH_PATIENCE)
         await stack.enter_async_context(monitor)
+        self.network.check()
         if monitor.version != capabilities.version:
             qemu_capabilities.forget(binary)
         for name, arguments in preparations(domain):

@@ -3,7 +3,8 @@
 
 All TAPs of a start are one Acquire, so at most one prompt. Where a domain has none, the broker is
 not asked, and its client is not even imported. A user-mode interface is passt, over a socket pair
-that we make, where passt and a QEMU that can use it are installed; else QEMU's own.
+that we make, where passt and a QEMU that can use it are installed and the host has a way out; else
+QEMU's own.
 
 What this never does: keep a descriptor that QEMU has. The caller closes the exit stack's part of
 them (:meth:`Network.handed_over`) as soon as QEMU has been spawned.
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sessionvirt.descriptors import Fd
-from sessionvirt.errors import NotFoundError
+from sessionvirt.errors import LaunchError, NotFoundError
 from sessionvirt.host.paths import find_program
+from sessionvirt.host.routes import has_default_route
 from sessionvirt.model.addresses import MacAddress, parse_mac
-from sessionvirt.model.needs import Need, NeedKind, needs
-from sessionvirt.qemu.process import Child
+from sessionvirt.model.needs import NeedKind, needs
+from sessionvirt.qemu.process import Child, describe_exit
 from sessionvirt.qemu.wiring import PasstWiring, TapWiring, UserWiring
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.wiring import InterfaceWiring
 
-__all__ = ["Network", "connect", "default_mac", "tap_requests"]
+__all__ = ["Network", "connect", "default_mac", "find_passt", "tap_requests"]
 
 _VHOST_NET = "/dev/vhost-net"
 
@@ -44,15 +46,33 @@ class Network:
 
     :param wirings: one for each interface, in order.
     :param lease: what the broker granted; None where it was not asked.
+    :param helpers: the processes at the other ends.
     """
 
     wirings: tuple[InterfaceWiring, ...]
     lease: Lease | None
+    helpers: tuple[Child, ...] = ()
 
     @property
     def hold_fds(self) -> tuple[int, ...]:
         """Descriptors that QEMU inherits and never uses."""
         return () if self.lease is None else (self.lease.hold.fileno(),)
+
+    def check(self) -> None:
+        """Find out whether every helper still runs: QEMU goes on without, and says nothing.
+
+        :raise LaunchError: one does not.
+        """
+        for helper in self.helpers:
+            if helper.returncode is not None:
+                raise LaunchError(
+                    f"{helper.command[0]} {describe_exit(helper.returncode)}, so the guest would "
+                    "have no network",
+                    exit_code=helper.returncode,
+                    command=helper.command,
+                    stderr=helper.stderr,
+                    advice="passt(1) may tell why; --network none starts the machine without",
+                )
 
 
 def tap_requests(domain: Domain) -> tuple[TapRequest, ...]:
@@ -105,12 +125,20 @@ async def connect(
         handed_over.callback(lease.close)
     grants = iter(lease.grants if lease is not None else ())
     wirings: list[InterfaceWiring] = []
+    helpers: list[Child] = []
     for need in needs(domain):
         if need.kind is NeedKind.TAP:
             wirings.append(_tap(next(grants), handed_over, vhost=vhost))
+            continue
+        mac = need.mac or default_mac(domain.name, need.interface)
+        passt = find_passt(capabilities)
+        if passt is None:
+            wirings.append(UserWiring(mac))
         else:
-            wirings.append(await _user(domain, need, capabilities, resources, handed_over))
-    return Network(tuple(wirings), lease)
+            helper, fd = _start_passt(passt, handed_over)
+            helpers.append(await resources.enter_async_context(helper))
+            wirings.append(PasstWiring(fd, mac))
+    return Network(tuple(wirings), lease, tuple(helpers))
 
 
 def _tap(grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
@@ -127,27 +155,31 @@ def _tap(grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
     )
 
 
-async def _user(
-    domain: Domain,
-    need: Need,
-    capabilities: Capabilities,
-    resources: AsyncExitStack,
-    handed_over: ExitStack,
-) -> PasstWiring | UserWiring:
-    mac = need.mac or default_mac(domain.name, need.interface)
+def find_passt(capabilities: Capabilities) -> str | None:
+    """Return the program for a user-mode network; None: it is QEMU's own.
+
+    passt refuses to start on a host without a default route, QEMU's own does not.
+
+    :raise NotFoundError: there is neither.
+    """
     passt = find_program("passt") if "stream" in capabilities.netdevs else None
+    if "user" in capabilities.netdevs:
+        return passt if has_default_route() else None
     if passt is None:
-        if "user" not in capabilities.netdevs:
-            raise NotFoundError(
-                "no user-mode network is available",
-                evidence=f"{capabilities.binary} has no slirp, and passt is not installed",
-                advice="install passt",
-            )
-        return UserWiring(mac)
+        raise NotFoundError(
+            "no user-mode network is available",
+            evidence=f"{capabilities.binary} has no slirp, and passt is not installed",
+            advice="install passt",
+        )
+    return passt
+
+
+def _start_passt(program: str, handed_over: ExitStack) -> tuple[Child, int]:
+    """Start passt; returns it and the descriptor that QEMU is to inherit."""
     ours, theirs = socket.socketpair()
     handed_over.enter_context(ours)
     with theirs:
         fd = theirs.fileno()
-        child = Child.spawn((passt, "--foreground", "--fd", str(fd)), pass_fds=(fd,))
-    await resources.enter_async_context(child)
-    return PasstWiring(ours.fileno(), mac)
+        return Child.spawn(
+            (program, "--foreground", "--fd", str(fd)), pass_fds=(fd,)
+        ), ours.fileno()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A start without a start: what would fail is found before anybody is asked for a password.
+
+The command line is built with examples in place of what only the start knows, so what the binary
+lacks is told; and the files are looked at as QEMU will open them.
+
+What this never does: start a process, open a file, ask the broker. A file may be gone a moment
+later, or be another machine's; QEMU says so then.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from sessionvirt.errors import NotFoundError
+from sessionvirt.model.devices import DiskDevice
+from sessionvirt.model.needs import NeedKind, needs
+from sessionvirt.qemu.command import build
+from sessionvirt.qemu.wiring import PasstWiring, TapWiring, UserWiring, Wiring
+
+from .network import default_mac, find_passt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sessionvirt.model.domain import Domain
+    from sessionvirt.qemu.capabilities import Capabilities
+    from sessionvirt.qemu.command import Command
+    from sessionvirt.qemu.wiring import Accelerator, InterfaceWiring
+    from sessionvirt.xmltree import Location
+
+__all__ = ["rehearse"]
+
+#: Stands for a descriptor that is only known when the machine is started.
+_EXAMPLE_FD: Final = 9
+_EXAMPLE_MTU: Final = 1500
+
+
+def rehearse(domain: Domain, capabilities: Capabilities, accelerator: Accelerator) -> Command:
+    """Return the command of a start; its descriptors and given addresses are examples.
+
+    :raise DefinitionError: the domain asks for what this binary lacks.
+    :raise NotFoundError: a file is missing, or not for this user.
+    """
+    wirings = tuple(_examples(domain, capabilities))
+    command = build(domain, capabilities, Wiring(_EXAMPLE_FD, accelerator, wirings))
+    for path, mode, where in _files(domain):
+        _look(path, mode, where)
+    return command
+
+
+def _examples(domain: Domain, capabilities: Capabilities) -> Iterator[InterfaceWiring]:
+    for need in needs(domain):
+        mac = need.mac or default_mac(domain.name, need.interface)
+        if need.kind is NeedKind.TAP:
+            yield TapWiring((_EXAMPLE_FD,) * need.queues, mac, need.mtu or _EXAMPLE_MTU)
+        elif find_passt(capabilities) is not None:
+            yield PasstWiring(_EXAMPLE_FD, mac)
+        else:
+            yield UserWiring(mac)
+
+
+def _files(domain: Domain) -> Iterator[tuple[str, int, Location]]:
+    """Each file that has to be there, as ``os.access`` knows its use, and who names it."""
+    for disk in domain.disks:
+        if disk.file is not None:
+            reads_only = disk.readonly or disk.device is DiskDevice.CDROM
+            mode = os.R_OK if reads_only else os.R_OK | os.W_OK
+            yield disk.file, mode, disk.at("source/@file")
+    if domain.os is not None:
+        for path, name in ((domain.os.kernel, "kernel"), (domain.os.initrd, "initrd")):
+            if path is not None:
+                yield path, os.R_OK, domain.os.at(name)
+
+
+def _look(path: str, mode: int, where: Location) -> None:
+    if os.access(path, mode):
+        return
+    if not os.path.lexists(path):
+        reason, advice = "there is no such file", "check the path"
+    else:
+        verb = "write" if os.access(path, os.R_OK) else "read"
+        reason = f"you may not {verb} it"
+        advice = f"have its permissions changed: {path} and the directories above it"
+    raise NotFoundError(f"{where}: cannot use {path}", evidence=reason, advice=advice)
