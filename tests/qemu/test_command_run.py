@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from lab.outside import Outside
 
 pytestmark = pytest.mark.qemu
 
@@ -258,6 +261,41 @@ def test_a_plan_changes_nothing_and_has_a_command_line(
     assert dry.stdout == done.stdout
 
 
+LAN = "<interface type='network'><source network='default'/></interface>"
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_what_cannot_start_is_found_before_anybody_is_asked(
+    tmp_path: Path, environment: dict[str, str], verb: str
+) -> None:
+    """There is no bus here: to have asked would be exit status 8."""
+    guest = write_guest(tmp_path, OFF, devices=LAN)
+    text = guest.read_text()
+    guest.write_text(text.replace("<features>", "<cpu><model>i4004</model></cpu><features>"))
+    done = run(environment, verb, guest, check=2)
+    assert "has no CPU model 'i4004'" in done.stderr
+    guest.write_text(text)
+    (tmp_path / "disk.img").unlink()
+    done = run(environment, verb, guest, check=3)
+    assert f"{guest}:6: /domain/devices/disk/source/@file: cannot use {tmp_path}" in done.stderr
+    assert "there is no such file" in done.stderr
+
+
+def test_a_passt_that_fails_is_told(
+    tmp_path: Path, environment: dict[str, str], outside: Outside
+) -> None:
+    """Without a default route it would not even be tried."""
+    passt = tmp_path / "bin/passt"
+    passt.parent.mkdir()
+    passt.write_text("#!/bin/sh\necho No routable interface >&2; exit 3\n")
+    passt.chmod(0o755)
+    environment["PATH"] = f"{passt.parent}:{environment['PATH']}"
+    guest = write_guest(tmp_path, b"\xfa" + HALT, devices="<interface type='user'/>")
+    done = run(environment, "run", guest, check=1)
+    assert f"{passt} exited with status 3" in done.stderr
+    assert "No routable interface" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -268,6 +306,8 @@ def test_a_plan_changes_nothing_and_has_a_command_line(
         (("leases", "--json"), 8, "cannot connect to the system bus"),
         (("plan", "--bridge", "br0", "--kernel", "/dev/null"), 8, "cannot connect"),
         (("run", "--memory", "-1"), 2, "less than 1"),
+        (("run", "--memory", "1g"), 2, "'1g' is not a whole number"),
+        (("run", "--timeout", "soon"), 2, "'soon' is not a number of seconds"),
         (("run", "--frobnicate"), 2, "unrecognized"),
         ((), 2, "VERB"),
     ],
@@ -297,6 +337,32 @@ def test_doctor_works_without_a_broker(environment: dict[str, str]) -> None:
     text = run(environment, "doctor", check=0).stdout
     assert "\x1b" not in text
     assert "0 problems" in text
+
+
+def test_no_room_for_the_output_is_told(environment: dict[str, str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("doctor", "--json"), env=environment, stdout=full, stderr=subprocess.PIPE,
+            text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_not_open(
+    tmp_path: Path, environment: dict[str, str], closed: str
+) -> None:
+    """What QEMU gets for its console and its monitor is not taken for a stream of ours."""
+    line = f"exec {shlex.join(command('run', '-q', write_guest(tmp_path, OFF)))} {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
 def test_a_reader_that_leaves_early_is_no_traceback(environment: dict[str, str]) -> None:

@@ -66,8 +66,9 @@ class ConsoleCopy:
         self._connection = connection
         self._stdin = stdin
         self._stdout: int | None = stdout
-        # Regular files cannot be waited for, and never block.
-        self._waits = not stat.S_ISREG(os.fstat(stdout).st_mode)
+        # Files and /dev/null cannot be waited for, and never block.
+        mode = os.fstat(stdout).st_mode
+        self._waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(stdout)
         self._loop = asyncio.get_running_loop()
         self._output = b""
         self._ended = asyncio.Event()
@@ -107,7 +108,11 @@ class ConsoleCopy:
             self._loop.remove_reader(self._connection)
             self._loop.add_writer(self._stdout, self._write_output)
         else:
-            os.write(self._stdout, data)
+            try:
+                os.write(self._stdout, data)
+            except OSError:
+                # No room for it; the guest goes on.
+                self._stdout = None
 
     def _write_output(self) -> None:
         assert self._stdout is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: without the program's name; by default this process'.
     :return: the exit status.
     """
+    _open_streams()
     args = parser().parse_args(argv)
     verb = "plan" if args.verb == "run" and args.dry_run else args.verb
     try:
@@ -45,4 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough. Nothing more is written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status.FAILURE
+    except OSError as error:
+        # No room for our output, no descriptors left.
+        print_error(SessionvirtError("the system refused", evidence=str(error)))
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status.FAILURE
     return code
+
+
+def _open_streams() -> None:
+    """Open what we were started without: else a socket of ours would be stdin, or stdout."""
+    names = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+    for number, (name, mode) in enumerate(names):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for good
