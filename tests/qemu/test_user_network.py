@@ -21,9 +21,12 @@ pytestmark = pytest.mark.qemu
 
 #: Beyond the gateway: to passt and QEMU the gateway's own address means this host.
 FAR = "198.51.100.1"
+#: Not ask(): it says first that it will send no more, and then the passt of Debian 12 (2023-03-09)
+#: sends what it has sent again and again, under new numbers.
 SCRIPT = f"""\
 dhcp
-say "outside saw $(ask {FAR} {PORT} /)"
+request() {{ printf 'GET / HTTP/1.0\\r\\n\\r\\n'; sleep 3; }}
+say "outside saw $(request | nc -w 5 {FAR} {PORT} | tail -n 1)"
 """
 
 
