@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,6 +58,12 @@ def test_a_guest_gets_an_address_and_reaches_the_outside(
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
-    assert ('"type":"stream"' in done.stderr) == (backend == "passt"), done.stderr
+    # That of Debian 12 says no version, and is not used where QEMU has a network of its own.
+    sound = (
+        b"unknown version"
+        not in subprocess.run(["passt", "--version"], stdout=subprocess.PIPE, check=True).stdout
+    )
+    used = '"type":"stream"' in done.stderr
+    assert used == (backend == "passt" and sound), done.stderr
     assert "GUEST: address " in done.stdout
     assert f"GUEST: outside saw {UPLINK4}" in done.stdout, done.stdout
