@@ -16,7 +16,7 @@ import pytest
 
 from lab.contract import Member, documented, errors, members
 from lab.stage import ROOT
-from sessionvirt import broker_client
+from sessionvirt import broker_errors as wording
 from sessionvirt_broker import errors as broker_errors
 from sessionvirt_broker import service
 
@@ -96,7 +96,7 @@ def test_every_error_has_one_name_and_every_name_one_class() -> None:
 
 
 def test_the_session_side_has_words_for_every_error() -> None:
-    assert errors() - set(broker_client._WORDINGS) == set()
+    assert errors() - set(wording._WORDINGS) == set()
 
 
 def _calls() -> dict[tuple[str, str], Member]:

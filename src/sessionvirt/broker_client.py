@@ -7,9 +7,8 @@ takes every descriptor that arrives into an owner before anything else looks at 
 library closes none. An answer for a call that was given up, and a message that nobody asked for,
 are closed there.
 
-Every error name of the contract becomes one class of :mod:`sessionvirt.errors`, with what to do
-about it. No reply time-out is set: a prompt may take minutes, and the bus itself tells when the
-broker dies.
+Every error is worded by :mod:`sessionvirt.broker_errors`. No reply time-out is set: a prompt may
+take minutes, and the bus itself tells when the broker dies.
 
 What this never does: retry, interpret a grant, decide whether a prompt is allowed.
 """
@@ -21,21 +20,12 @@ import contextlib
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import broker_data as data
+from .broker_errors import INSTALL, error_for
 from .descriptors import Fd
-from .errors import (
-    BrokerUnavailableError,
-    BusyError,
-    InteractionRequiredError,
-    NotFoundError,
-    PermissionDeniedError,
-    SessionvirtError,
-    UnsafeError,
-    UsageError,
-)
+from .errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,131 +34,17 @@ if TYPE_CHECKING:
     from dbus_fast import Message
     from dbus_fast.aio import MessageBus
 
-__all__ = ["BrokerClient", "error_for"]
+__all__ = ["BrokerClient"]
 
 BUS_NAME: Final = "org.sessionvirt.Broker1"
 PATH: Final = "/org/sessionvirt/Broker1"
 INTERFACE: Final = "org.sessionvirt.Broker1"
 LEASE_INTERFACE: Final = "org.sessionvirt.Broker1.Lease"
 
-EXAMPLE_RULE: Final = "/usr/share/doc/sessionvirt/sessionvirt.rules.example"
-
 #: SCM_MAX_FD of the kernel.
 _MAX_FDS: Final = 253
 
 _DEFAULT_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
-
-_INSTALL: Final = (
-    "install and start sessionvirt-broker, or run without it: --network user, or "
-    "<interface type='user'> in the definition"
-)
-_JOURNAL: Final = "the broker's journal has the details: journalctl -u sessionvirt-broker"
-_RULE: Final = (
-    "log in at this machine's own seat (no rule is needed there), or have an administrator allow "
-    f"it: {EXAMPLE_RULE} goes to /etc/polkit-1/rules.d/"
-)
-
-
-@dataclass(frozen=True)
-class _Wording:
-    """How one D-Bus error is told."""
-
-    kind: type[SessionvirtError]
-    cause: str
-    advice: str = ""
-
-
-_OURS: Final = "org.sessionvirt.Broker1.Error."
-_BUS: Final = "org.freedesktop.DBus.Error."
-
-#: Error name to the words for it. The message that came with it is the evidence.
-_WORDINGS: Final = {
-    f"{_OURS}NotAuthorized": _Wording(
-        PermissionDeniedError,
-        "polkit does not allow this user what the machine needs",
-        _RULE,
-    ),
-    f"{_OURS}Dismissed": _Wording(
-        PermissionDeniedError, "the prompt was dismissed", "start again and authenticate"
-    ),
-    f"{_OURS}AuthorityUnavailable": _Wording(
-        BrokerUnavailableError,
-        "polkit could not be asked, so the answer is no",
-        "see whether polkit runs: systemctl status polkit",
-    ),
-    f"{_OURS}Busy": _Wording(
-        BusyError, "somebody else holds it", "answer the prompt that is open, or wait"
-    ),
-    f"{_OURS}LimitsExceeded": _Wording(
-        BusyError,
-        "a limit of this user is reached",
-        "end another machine (sessionvirt leases), or have the limit raised in broker.toml",
-    ),
-    f"{_OURS}NotFound": _Wording(
-        NotFoundError,
-        "there is no such thing for this user",
-        "'sessionvirt networks' lists what there is",
-    ),
-    f"{_OURS}DeviceUnsafe": _Wording(
-        UnsafeError, "the broker refuses, because the host would suffer"
-    ),
-    f"{_OURS}StateChanged": _Wording(
-        BusyError, "the host changed while the prompt was open", "start again"
-    ),
-    f"{_OURS}NotSupported": _Wording(
-        SessionvirtError,
-        "the broker or this host cannot do that",
-        "'sessionvirt doctor' may tell why",
-    ),
-    f"{_OURS}Configuration": _Wording(
-        BrokerUnavailableError,
-        "the broker's configuration is wrong",
-        "an administrator has to correct /etc/sessionvirt/broker.toml",
-    ),
-    f"{_OURS}Failed": _Wording(
-        BrokerUnavailableError, "the host refused what the broker tried", _JOURNAL
-    ),
-    f"{_BUS}InteractiveAuthorizationRequired": _Wording(
-        InteractionRequiredError,
-        "authentication is needed, and there is nobody to ask",
-        "run it in a terminal or a desktop session, without --no-ask-password",
-    ),
-    f"{_BUS}InvalidArgs": _Wording(UsageError, "the broker does not accept the request"),
-    f"{_BUS}UnknownMethod": _Wording(
-        BrokerUnavailableError,
-        "the broker is of another version",
-        "install the same version of sessionvirt and sessionvirt-broker",
-    ),
-    f"{_BUS}ServiceUnknown": _Wording(
-        BrokerUnavailableError, "the broker is not installed", _INSTALL
-    ),
-    f"{_BUS}NameHasNoOwner": _Wording(BrokerUnavailableError, "the broker does not run", _INSTALL),
-    f"{_BUS}AccessDenied": _Wording(
-        BrokerUnavailableError,
-        "the system bus does not let the message through",
-        "see whether org.sessionvirt.Broker1.conf is installed, and reload the bus",
-    ),
-    f"{_BUS}NoReply": _Wording(
-        BrokerUnavailableError, "the broker went away in mid-call", _JOURNAL
-    ),
-    f"{_BUS}LimitsExceeded": _Wording(
-        BusyError, "a limit of the system bus is reached", "wait, and start again"
-    ),
-}
-
-_UNKNOWN: Final = _Wording(BrokerUnavailableError, "the broker failed", _JOURNAL)
-
-
-def error_for(name: str, message: str) -> SessionvirtError:
-    """Return the exception for a D-Bus error.
-
-    :param message: the string that came with it.
-    """
-    wording = _WORDINGS.get(name, _UNKNOWN)
-    if name.startswith(f"{_BUS}Spawn."):
-        wording = _Wording(BrokerUnavailableError, "the broker cannot be started", _JOURNAL)
-    evidence = message if name in _WORDINGS else f"{name}: {message}"
-    return wording.kind(wording.cause, evidence=evidence, advice=wording.advice)
 
 
 class _FdSocket(socket.socket):
@@ -407,7 +283,7 @@ class BrokerClient:
 
 def _no_bus(address: str, reason: str) -> BrokerUnavailableError:
     return BrokerUnavailableError(
-        "cannot connect to the system bus", evidence=f"{address}: {reason}", advice=_INSTALL
+        "cannot connect to the system bus", evidence=f"{address}: {reason}", advice=INSTALL
     )
 
 

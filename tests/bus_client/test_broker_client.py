@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sessionvirt import errors
-from sessionvirt.broker_client import BrokerClient, error_for
+from sessionvirt.broker_client import BrokerClient
 from sessionvirt.broker_data import Step, TapRequest
+from sessionvirt.broker_errors import error_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
