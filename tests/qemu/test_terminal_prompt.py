@@ -60,7 +60,11 @@ def prompted(alice: User) -> Iterator[tuple[subprocess.Popen[bytes], int, bytes]
     try:
         with alice.popen(argv, stdin=theirs, stdout=theirs, stderr=theirs) as process:
             try:
-                yield process, ours, read_until(ours, b"Password: ")
+                prompt = read_until(ours, b"Password: ")
+                # It asks first and then turns the echo off, throwing away what was typed before.
+                while termios.tcgetattr(theirs)[3] & termios.ECHO:
+                    select.select([], [], [], 0.01)
+                yield process, ours, prompt
             finally:
                 process.kill()
         assert termios.tcgetattr(theirs)[3] & termios.ECHO, "nobody put the terminal back"

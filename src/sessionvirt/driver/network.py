@@ -23,6 +23,7 @@ from sessionvirt.descriptors import Fd
 from sessionvirt.errors import LaunchError, NotFoundError
 from sessionvirt.host.paths import find_program
 from sessionvirt.host.routes import has_default_route
+from sessionvirt.host.userns import may_make_user_namespaces
 from sessionvirt.model.addresses import MacAddress, parse_mac
 from sessionvirt.model.needs import NeedKind, needs
 from sessionvirt.qemu.process import Child, describe_exit
@@ -159,15 +160,16 @@ def _tap(grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
 def find_passt(capabilities: Capabilities) -> str | None:
     """Return the program for a user-mode network; None: it is QEMU's own.
 
-    passt refuses to start on a host without a default route, QEMU's own does not. The passt of
-    Debian 12 repeats what it sent where a guest has closed its half of a connection (measured), so
-    it is used only where there is nothing else.
+    passt refuses to start on a host without a default route or where this user may not make user
+    namespaces, QEMU's own does not. The passt of Debian 12 repeats what it sent where a guest has
+    closed its half of a connection (measured), so it is used only where there is nothing else.
 
     :raise NotFoundError: there is neither.
     """
     passt = find_program("passt") if "stream" in capabilities.netdevs else None
     if "user" in capabilities.netdevs:
-        return passt if passt and has_default_route() and _says_its_version(passt) else None
+        usable = passt and has_default_route() and _says_its_version(passt)
+        return passt if usable and may_make_user_namespaces() else None
     if passt is None:
         raise NotFoundError(
             "no user-mode network is available",
