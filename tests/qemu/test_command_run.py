@@ -284,11 +284,17 @@ def test_what_cannot_start_is_found_before_anybody_is_asked(
 def test_a_passt_that_fails_is_told(
     tmp_path: Path, environment: dict[str, str], outside: Outside
 ) -> None:
-    """Without a default route it would not even be tried."""
+    """Without a default route, a version or user namespaces it would not even be tried."""
     passt = tmp_path / "bin/passt"
     passt.parent.mkdir()
-    passt.write_text("#!/bin/sh\necho No routable interface >&2; exit 3\n")
-    passt.chmod(0o755)
+    passt.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec echo passt 2026\n'
+        "echo No routable interface >&2; exit 3\n"
+    )
+    unshare = passt.with_name("unshare")
+    unshare.write_text("#!/bin/sh\n")
+    for program in (passt, unshare):
+        program.chmod(0o755)
     environment["PATH"] = f"{passt.parent}:{environment['PATH']}"
     guest = write_guest(tmp_path, b"\xfa" + HALT, devices="<interface type='user'/>")
     done = run(environment, "run", guest, check=1)
