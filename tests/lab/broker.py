@@ -57,8 +57,11 @@ class Broker:
             raise DaemonError(self.daemon.account("did not take its name")) from error
 
     def stop(self) -> int:
-        """SIGTERM; its exit status. Leases stay, as when the service is stopped."""
-        return self.daemon.stop()
+        """SIGTERM; its exit status. Leases stay, as when the service is stopped.
+
+        It has as long as the unit's TimeoutStopSec= gives it.
+        """
+        return self.daemon.stop(timeout=20)
 
     def kill(self) -> None:
         """SIGKILL, as a crash."""

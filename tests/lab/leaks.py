@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,16 @@ def _children(pid: int) -> list[int]:
 
 
 def _describe(pid: int) -> str:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return str(pid)
-    return f"{pid} {command}"
+    # In the middle of an exec there is no command line for a moment; a zombie never has one.
+    for _ in range(50):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            return str(pid)
+        if command:
+            return f"{pid} {command}"
+        time.sleep(0.002)
+    return str(pid)
 
 
 def _still_runs(pid: int) -> bool:
