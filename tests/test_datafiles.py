@@ -100,8 +100,12 @@ def test_the_actions_that_the_broker_uses_are_those_that_are_shipped() -> None:
     used = set()
     for path in BROKER.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.keyword) and node.arg == "action":
-                used |= {node.value.value} if isinstance(node.value, ast.Constant) else set()
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Offer":
+                used |= {
+                    one.value.value
+                    for one in node.keywords
+                    if one.arg == "action" and isinstance(one.value, ast.Constant)
+                }
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "SEVERAL":
                 assert isinstance(node.value, ast.Constant)
                 used.add(node.value.value)

@@ -39,6 +39,9 @@ def main() -> int:
     parser.add_argument("--runtime", type=Path, default=Path("/run/sessionvirt-broker"))
     parser.add_argument("--config", type=Path, default=Path("/etc/sessionvirt/broker.toml"))
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
+    parser.add_argument(
+        "--return-leases", action="store_true", help="end every lease, do not serve, and exit"
+    )
     parser.add_argument("--keeper", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.basicConfig(format="<3>%(name)s: %(message)s", level=logging.WARNING)
@@ -54,7 +57,11 @@ def main() -> int:
     except PrivilegeError as error:
         log.error("%s", error)
         return 1
-    from .daemon import run
+    return _act(arguments)
+
+
+def _act(arguments: argparse.Namespace) -> int:
+    """The broker proper."""
     from .dnsmasq import Keeper
     from .errors import BrokerError
     from .host import Paths
@@ -64,7 +71,14 @@ def main() -> int:
     if arguments.keeper is not None:
         keeper = Keeper(socket.socket(fileno=arguments.keeper))
     try:
-        with _locked(paths):
+        if arguments.return_leases:
+            from .eviction import evict
+
+            with _locked(paths, patience=0):
+                return evict(paths, keeper)
+        from .daemon import run
+
+        with _locked(paths, patience=_LOCK_SECONDS):
             return run(paths, keeper, arguments.idle_seconds)
     except BrokerError as error:
         log.error("%s", error)
@@ -75,17 +89,26 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _locked(paths: Paths) -> Iterator[None]:
-    """The directories, and the lock that one broker at a time holds."""
+def _locked(paths: Paths, *, patience: float) -> Iterator[None]:
+    """The directories, and the lock that one broker at a time holds.
+
+    :param patience: seconds to wait for another's end; 0: it must have ended.
+    """
     for directory, mode in ((paths.records, 0o700), (paths.holds, 0o700), (paths.networks, 0o755)):
         directory.mkdir(exist_ok=True)
         directory.chmod(mode)
     descriptor = os.open(paths.runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        signal.signal(signal.SIGALRM, lambda *_: sys.exit("another broker holds the lock"))
-        signal.setitimer(signal.ITIMER_REAL, _LOCK_SECONDS)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if patience:
+            signal.signal(signal.SIGALRM, lambda *_: sys.exit("another broker holds the lock"))
+            signal.setitimer(signal.ITIMER_REAL, patience)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sys.exit("the broker is running; stop it first: systemctl stop sessionvirt-broker")
         yield
     finally:
         os.close(descriptor)

@@ -131,19 +131,19 @@ class Firewall:
 
     def state(self) -> TablesState:
         """What is there under our name. PRESENT: both tables, with our marker."""
-        found = set()
-        for family, name in (_BRIDGE, _INET):
-            chains = self._list("chains", {"family": family})
-            ours = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
-            tables = {t["table"]["name"] for t in self._list("tables", {"family": family})}
-            if name not in tables:
-                found.add(TablesState.ABSENT)
-            else:
-                found.add(TablesState.PRESENT if MARKER in ours else TablesState.FOREIGN)
+        found = {self._state_of(table) for table in (_BRIDGE, _INET)}
         for state in (TablesState.FOREIGN, TablesState.ABSENT):
             if state in found:
                 return state
         return TablesState.PRESENT
+
+    def _state_of(self, table: tuple[str, str]) -> TablesState:
+        family, name = table
+        if name not in {t["table"]["name"] for t in self._list("tables", {"family": family})}:
+            return TablesState.ABSENT
+        chains = self._list("chains", {"family": family})
+        ours = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
+        return TablesState.PRESENT if MARKER in ours else TablesState.FOREIGN
 
     def adopt(self, taps: Iterable[TapRules], networks: Iterable[NetworkRules]) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
@@ -193,12 +193,14 @@ class Firewall:
             self._rebuild()
 
     def remove(self) -> None:
-        """Delete both tables, if they are ours."""
-        if self.state() is TablesState.PRESENT:
-            tables: Commands = [
-                {"delete": {"table": {"family": f, "name": n}}} for f, n in (_BRIDGE, _INET)
-            ]
-            self._run(tables)
+        """Delete our tables; somebody may have deleted one of the two before.
+
+        :raise HostFailure: one is still there.
+        """
+        ours = [one for one in (_BRIDGE, _INET) if self._state_of(one) is TablesState.PRESENT]
+        tables: Commands = [{"delete": {"table": {"family": f, "name": n}}} for f, n in ours]
+        if tables and not self._run(tables):
+            raise HostFailure("the host refused to delete the firewall tables")
         self._uplinks = frozenset()
 
     def drops(self) -> dict[str, dict[str, int]]:

@@ -343,6 +343,10 @@ class Leases:
             self._count(lease.owner.uid, counted[1], -1)
             self._kind_of(name).ended(former)
 
+    def remains(self) -> list[str]:
+        """What is left of leases and networks that have ended, each with why; for a person."""
+        return self._undo.remains()
+
     # Section: what the kernel reports
 
     def changed(self, ifindexes: Sequence[int]) -> list[Changed]:

@@ -54,6 +54,19 @@ class Undo:
         with contextlib.suppress(HostFailure):
             self._journal.write(record)
 
+    def remains(self) -> list[str]:
+        """What would not go, each with why, after one more try."""
+        lines = []
+        for record in self._stuck:
+            for steps in record.parts.values():
+                for step in steps:
+                    try:
+                        step.undo(self._host)
+                    except Exception as error:
+                        lines.append(f"{record.id}: cannot {step.describe_undo()}: {error}")
+        self.retry()
+        return lines
+
     def retry(self) -> None:
         """Once more for everything that was stuck."""
         stuck, self._stuck = self._stuck, []
