@@ -3,7 +3,8 @@
 
 The socket is a pair's half, so nobody else can connect, there is no path to clean up, and its end
 is QEMU's end. qemu.qmp 0.0.3 and later take a connected socket; the library is imported when the
-first conversation starts, while QEMU is still starting itself.
+first conversation starts, while QEMU is still starting itself. A distribution that does not package
+it may put it where nobody else's program sees it, see :data:`PRIVATE`.
 
 What this never does: interpret an event, retry a command, let an exception of the library through.
 
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sessionvirt.errors import QemuError
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Monitor", "expect"]
 
 _T = TypeVar("_T")
+
+#: Where a package of sessionvirt has the library for us alone. It is looked at where there is no
+#: other, so it never hides one that the user has installed, which may be newer.
+PRIVATE: Final = "/usr/share/sessionvirt"
 
 #: Seconds for the answer to a command. QEMU's main loop may be busy, not that busy.
 _PATIENCE: Final = 60.0
@@ -87,6 +94,7 @@ class Monitor:
         :param connection: connected; belongs to the conversation from now on, also on failure.
         :raise QemuError: end of file, no greeting, or one that is none.
         """
+        _find_library()
         from qemu.qmp import ConnectError, EventListener, QMPClient
 
         client = QMPClient()
@@ -161,6 +169,20 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _find_library() -> None:
+    """Have :data:`PRIVATE` on the path, as the last, where qemu.qmp is nowhere else.
+
+    The directory holds nothing but the library. ``qemu`` is a namespace package: the rest of it may
+    be somewhere else.
+    """
+    try:
+        found = find_spec("qemu.qmp")
+    except ModuleNotFoundError:  # not even qemu
+        found = None
+    if found is None and PRIVATE not in sys.path:
+        sys.path.append(PRIVATE)
 
 
 def _event(message: Mapping[str, object]) -> Event:
