@@ -27,7 +27,7 @@ from pathlib import Path
 
 from lab.stage import ROOT
 
-__all__ = ["DebError", "built", "fetch", "tracked"]
+__all__ = ["DebError", "build", "built", "cached_vendored", "copy_tree", "fetch", "lint"]
 
 #: What is not in the repository, as sha256sum writes it.
 SUMS = ROOT / "debian/vendor/SHA256SUMS"
@@ -120,10 +120,10 @@ def _epoch() -> str:
     return _git("log", "-1", "--format=%ct", "--", ".", *left_out).strip()
 
 
-def _state(names: list[str], epoch: str, version: str | None) -> str:
+def _state(version: str | None) -> str:
     release = platform.freedesktop_os_release().get("VERSION_CODENAME", "debian")
-    state = hashlib.sha256(repr((release, epoch, version)).encode())
-    for name in names:
+    state = hashlib.sha256(repr((release, _epoch(), version)).encode())
+    for name in tracked():
         path = ROOT / name
         entry = (name, path.stat().st_mode & 0o100, hashlib.sha256(path.read_bytes()).digest())
         state.update(repr(entry).encode())
@@ -139,28 +139,37 @@ def built(version: str | None = None) -> list[Path]:
     :param version: another than debian/changelog's, as for a test of an upgrade.
     :raise DebError: they cannot be built, or lintian objects.
     """
-    names, epoch = tracked(), _epoch()
     cache = _cache() / "debs"
-    target = cache / _state(names, epoch, version)
+    target = cache / _state(version)
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="sessionvirt-deb-") as directory:
-            packages = _build(Path(directory), names, epoch, version)
+            packages = build(Path(directory), version)
+            lint(Path(directory))
             _put(packages, target)
         _forget_old(cache)
     return sorted(target.glob("*.deb"))
 
 
-def _build(work: Path, names: list[str], epoch: str, version: str | None) -> list[Path]:
-    vendored = cached_vendored()
-    if vendored is None:
-        raise DebError(f"{_vendored()[1]} is not here; ./dev deb fetches it")
-    tree = work / "sessionvirt"
-    for name in names:
+def copy_tree(tree: Path) -> None:
+    """Put the files that go into a build below *tree*, with the modes that git knows."""
+    for name in tracked():
         copy = tree / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy)
         copy.chmod(0o755 if os.access(ROOT / name, os.X_OK) else 0o644)
+
+
+def build(work: Path, version: str | None = None) -> list[Path]:
+    """Build in *work*, which is empty; lintian is not asked.
+
+    :raise DebError: it failed.
+    """
+    vendored, epoch = cached_vendored(), _epoch()
+    if vendored is None:
+        raise DebError(f"{_vendored()[1]} is not here; ./dev deb fetches it")
+    tree = work / "sessionvirt"
+    copy_tree(tree)
     shutil.copyfile(vendored, tree / "debian/vendor" / vendored.name)
     if version is not None:
         changelog = tree / "debian/changelog"
@@ -171,10 +180,17 @@ def _build(work: Path, names: list[str], epoch: str, version: str | None) -> lis
     # -I, -d: what is always expected, a compiler, nothing here has a use for.
     _run(["dpkg-checkbuilddeps", "-I"], tree, epoch)
     _run(["dpkg-buildpackage", "-b", "-d", "-us", "-uc"], tree, epoch)
+    return sorted(work.glob("*.deb"))
+
+
+def lint(work: Path) -> None:
+    """Ask lintian about what was built in *work*.
+
+    :raise DebError: an error or a warning that no override argues away.
+    """
     (changes,) = work.glob("*.changes")
     options = ("--fail-on=error,warning", "--tag-display-limit=0", "--no-user-dirs")
-    _run(["lintian", *options, str(changes)], work, epoch)
-    return sorted(work.glob("*.deb"))
+    _run(["lintian", *options, str(changes)], work, _epoch())
 
 
 def _put(packages: list[Path], target: Path) -> None:
