@@ -252,7 +252,7 @@ def test_every_data_file_is_shipped_and_every_shipped_file_is_there() -> None:
     shared = table["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
     here = {
         str(path.relative_to(ROOT))
-        for pattern in ("broker/*", "polkit/*", "systemd/*/*")
+        for pattern in ("broker/*", "completions/*/*", "polkit/*", "systemd/*/*")
         for path in ROOT.glob(pattern)
         if path.is_file()
     }

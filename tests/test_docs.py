@@ -163,8 +163,8 @@ def test_every_action_of_polkit_is_in_the_brokers_page() -> None:
     assert set(re.findall(r"^``(org\.sessionvirt\.[\w.-]+)``$", text, re.M)) == known
 
 
-def test_every_file_that_is_installed_is_in_the_brokers_page() -> None:
-    text = section(BROKER_PAGE, "FILES")
+def test_every_file_that_is_installed_is_in_a_page() -> None:
+    text = section(BROKER_PAGE, "FILES") + section(COMMAND_PAGE, "FILES")
     installed = [f"/usr/{target}" for target in wheel_table()["shared-data"].values()]
     assert [one for one in installed if one not in text] == []
 
@@ -313,7 +313,7 @@ def test_the_page_of_the_interface_has_every_error() -> None:
 
 def test_what_hacking_names_is_there() -> None:
     text = (ROOT / "HACKING.rst").read_text()
-    tops = "src|broker|tests|docs|polkit|systemd|.ci"
+    tops = "src|broker|completions|tests|docs|polkit|systemd|.ci"
     named = re.findall(rf"``((?:{tops})/[^`\s]*)``", text)
     assert named
     assert [one for one in named if not list(ROOT.glob(one.rstrip("/")))] == []

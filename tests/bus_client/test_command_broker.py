@@ -67,6 +67,21 @@ def test_networks(broker: Callable[[str], str]) -> None:
     }
 
 
+def test_the_names_of_networks_are_lines(broker: Callable[[str], str]) -> None:
+    """A name that is not one line of print is no name."""
+    address = broker("names")
+    assert run(address, "networks", "--names", "network").stdout == "default\ntwo words\n"
+    assert run(address, "networks", "--names", "bridge").stdout == "br0\n"
+    done = run(address, "networks", "--names", "bridge", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_names_of_networks_are_not_waited_for(broker: Callable[[str], str]) -> None:
+    done = run(broker("silent"), "networks", "--names", "network")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert done.stderr == "sessionvirt: no answer within 2 seconds\n"
+
+
 def test_leases(broker: Callable[[str], str]) -> None:
     address = broker("ok")
     _, row = run(address, "leases").stdout.splitlines()

@@ -57,8 +57,8 @@ def lease() -> dict[str, Variant]:
     }
 
 
-def network() -> dict[str, Variant]:
-    texts = {"name": "default", "type": "network", "mode": "nat", "bridge": "svt-default"}
+def network(name: str = "default", kind: str = "network") -> dict[str, Variant]:
+    texts = {"name": name, "type": kind, "mode": "nat", "bridge": "svt-default"}
     return {
         **{key: Variant("s", value) for key, value in texts.items()},
         "up": Variant("b", True),  # noqa: FBT003 - the library's own signature
@@ -128,7 +128,11 @@ def answer(mode: str, message: Message) -> Message | None:
         case "Plan":
             return Message.new_method_return(message, "a{sv}", [plan()])
         case "ListNetworks":
-            return Message.new_method_return(message, "aa{sv}", [[network()]])
+            rows = [network()]
+            if mode == "names":
+                rows += [network(name) for name in ("two\nlines", "\x1b[2J", "two words")]
+                rows += [network("br0", "bridge")]
+            return Message.new_method_return(message, "aa{sv}", [rows])
         case "ListLeases":
             return Message.new_method_return(message, "aa{sv}", [[lease()]])
         case "Diagnose":

@@ -49,17 +49,33 @@ def parser() -> argparse.ArgumentParser:
     _add_guest(plan)
     plan.add_argument("-v", "--verbose", action="store_true", help="and QEMU's command line")
     _add_json(plan)
+    text = "list the networks and bridges that machines can join"
+    _add_networks(verbs.add_parser("networks", help=text, description=_sentence(text)))
     for name, text in (
-        ("networks", "list the networks and bridges that machines can join"),
         ("leases", "list what your running machines hold of this host"),
         ("doctor", "check what this host can do, and say what to do where it cannot"),
     ):
-        _add_json(verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
+        _add_json(verbs.add_parser(name, help=text, description=_sentence(text)))
     return top
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: stable, versioned keys")
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    _add_json(form)
+    form.add_argument(
+        "--names",
+        choices=("network", "bridge"),
+        metavar="TYPE",
+        help="only the names of what is a 'network', or a 'bridge', for completion by a shell",
+    )
 
 
 def _add_guest(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sessionvirt.broker_client import BrokerClient
+from sessionvirt.errors import BrokerUnavailableError
 
 from . import status
 from .output import print_json, print_table, say
@@ -15,7 +16,12 @@ from .output import print_json, print_table, say
 if TYPE_CHECKING:
     import argparse
 
+    from sessionvirt.broker_data import NetworkInfo
+
 __all__ = ["main"]
+
+#: Seconds that ``--names`` waits: somebody has pressed TAB and cannot type before it is done.
+_PATIENCE: Final = 2.0
 
 
 def main(args: argparse.Namespace) -> int:
@@ -24,8 +30,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def _main(args: argparse.Namespace) -> int:
-    async with await BrokerClient.connect() as client:
-        networks = await client.networks()
+    if args.names:
+        return await _print_names(args.names)
+    networks = await _ask()
     if args.json:
         print_json({"networks": [asdict(network) for network in networks]})
         return status.OK
@@ -47,4 +54,28 @@ async def _main(args: argparse.Namespace) -> int:
         for network in networks
     ]
     print_table(heads, rows)
+    return status.OK
+
+
+async def _ask() -> tuple[NetworkInfo, ...]:
+    async with await BrokerClient.connect() as client:
+        return await client.networks()
+
+
+async def _print_names(kind: str) -> int:
+    """Print the names of one type, one a line.
+
+    A name that is not one line of print is none that the broker gives, and is left out: a reader
+    would take it for two, or show it to a terminal.
+
+    :raise BrokerUnavailableError: also where there is no answer in time.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            networks = await _ask()
+    except TimeoutError as error:
+        raise BrokerUnavailableError(f"no answer within {_PATIENCE:.0f} seconds") from error
+    for network in networks:
+        if network.type == kind and network.name.isprintable():
+            print(network.name)
     return status.OK

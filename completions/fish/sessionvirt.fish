@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# What fish offers after "sessionvirt". tests/unit/test_completions.py compares it with the command.
+#
+# A name of a network is data from elsewhere: fish takes the lines of a command substitution as they
+# are, and escapes them on the command line.
+
+# Whether the verb is one of the arguments; without arguments, whether there is none yet.
+function __sessionvirt_verb
+    set -l words (commandline -opc)
+    set -e words[1]
+    for word in $words
+        string match -q -- '-*' $word; and continue
+        contains -- $word $argv
+        return
+    end
+    test (count $argv) -eq 0
+end
+
+# What the broker has of a type: network or bridge. Not what fish would take for something else: a
+# tab begins a description, and a leading ~ is not escaped. The command shows no prompt, and waits
+# two seconds at most.
+function __sessionvirt_names
+    command sessionvirt networks --names $argv[1] </dev/null 2>/dev/null |
+        string match -r '^[^~\t][^\t]*$'
+end
+
+complete -c sessionvirt -f
+complete -c sessionvirt -s h -l help -d 'Show help and exit'
+
+complete -c sessionvirt -n __sessionvirt_verb -l version -d 'Show the version and exit'
+complete -c sessionvirt -n __sessionvirt_verb -a run \
+    -d 'Run a virtual machine in the foreground'
+complete -c sessionvirt -n __sessionvirt_verb -a plan \
+    -d 'Show what running it would change on this host'
+complete -c sessionvirt -n __sessionvirt_verb -a networks \
+    -d 'List the networks and bridges that machines can join'
+complete -c sessionvirt -n __sessionvirt_verb -a leases \
+    -d 'List what your running machines hold of this host'
+complete -c sessionvirt -n __sessionvirt_verb -a doctor \
+    -d 'Check what this host can do, and say what to do where it cannot'
+
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -F
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l strict \
+    -d 'Refuse a definition that is not understood fully'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -s v -l verbose \
+    -d 'And QEMU\'s command line'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l name -x \
+    -d 'The machine\'s name'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l memory -x \
+    -d 'Memory in MiB'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l vcpus -x \
+    -d 'Number of processors'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l network -x \
+    -a 'user none (__sessionvirt_names network)' \
+    -d 'A managed network, user or none'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l bridge -x \
+    -a '(__sessionvirt_names bridge)' \
+    -d 'A bridge that the administrator permits'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l kernel -r -F \
+    -d 'Boot this kernel instead of the disk'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l initrd -r -F \
+    -d 'Its initial RAM disk'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l append -x \
+    -d 'Its command line'
+# Here: --pci -x -a '(__sessionvirt_devices)', when there is such an option.
+
+complete -c sessionvirt -n '__sessionvirt_verb run' -l dry-run \
+    -d 'The same as plan'
+complete -c sessionvirt -n '__sessionvirt_verb run' -l console \
+    -d 'The machine\'s console is on this terminal'
+complete -c sessionvirt -n '__sessionvirt_verb run' -l no-console \
+    -d 'Leave the terminal alone'
+complete -c sessionvirt -n '__sessionvirt_verb run' -l no-ask-password \
+    -d 'Never ask; fail where a prompt is needed'
+complete -c sessionvirt -n '__sessionvirt_verb run' -l timeout -x \
+    -d 'End the machine after this many seconds'
+complete -c sessionvirt -n '__sessionvirt_verb run' -s q -l quiet \
+    -d 'Errors only'
+
+complete -c sessionvirt -n '__sessionvirt_verb plan networks leases doctor' -l json \
+    -d 'For programs: stable, versioned keys'
+complete -c sessionvirt -n '__sessionvirt_verb networks' -l names -x -a 'network bridge' \
+    -d 'Only the names of one type'
