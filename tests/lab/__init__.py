@@ -20,6 +20,7 @@ module:
 ``rawbus``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
 ``tap``         the guest's end of a TAP; ``frames`` are what goes through
+``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty
 ``leaks``       what is there now, to be compared with what was there before
