@@ -61,6 +61,9 @@ class Share:
 class Usage:
     """Counts per uid and per sender. Lives on the loop's thread.
 
+    A call is counted twice: its sender's when it comes in, before it is known whose it is, and its
+    user's once that is known.
+
     :param clock: seconds, monotonic and running during suspend (CLOCK_BOOTTIME).
     """
 
@@ -74,8 +77,15 @@ class Usage:
         self._buckets: dict[int, tuple[float, float]] = {}
 
     @contextmanager
-    def call(self, uid: int, sender: str, limits: Limits) -> Iterator[None]:
-        """One call under way; also takes one token of the user's rate (a burst is one second's)."""
+    def message(self, sender: str, limits: Limits) -> Iterator[None]:
+        """One call of a sender, from its arrival to its end."""
+        most = limits.calls_pending_per_sender
+        with _one_more(self._calls, sender, most, "calls_pending_per_sender"):
+            yield
+
+    @contextmanager
+    def call(self, uid: int, limits: Limits) -> Iterator[None]:
+        """One call of a user; also takes one token of the user's rate (a burst is one second's)."""
         now = self._clock()
         tokens, then = self._buckets.pop(uid, (float(limits.calls_per_second), now))
         rate = limits.calls_per_second
@@ -85,12 +95,8 @@ class Usage:
         self._buckets[uid] = (max(tokens - 1, 0.0), now)
         if tokens < 1:
             raise LimitsExceeded(f"calls_per_second: {rate} for one user")
-        with (
-            _one_more(self._calls, uid, limits.calls_pending_per_user, "calls_pending_per_user"),
-            _one_more(
-                self._calls, sender, limits.calls_pending_per_sender, "calls_pending_per_sender"
-            ),
-        ):
+        most = limits.calls_pending_per_user
+        with _one_more(self._calls, uid, most, "calls_pending_per_user"):
             yield
 
     @contextmanager

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NewType
 
@@ -43,7 +43,7 @@ LEASE_PATH = PATH + "/lease/"
 
 LeaseId = NewType("LeaseId", str)
 
-#: Calls of everybody together that are looked at at once; within it, limits.py's per user.
+#: Calls of everybody together that are looked at at once; limits.py has those of each.
 _CALLS_AT_ONCE = 1024
 _LEASE_PATH = re.compile(re.escape(LEASE_PATH) + r"([0-9a-f]{32})")
 #: D-Bus types of the contract's dictionary values that do not follow from the Python type.
@@ -92,7 +92,6 @@ class Service:
         self._usage = usage
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
@@ -121,25 +120,22 @@ class Service:
         At the door, before the bus is asked who it is: somebody may send faster than that. So it
         has no line in the journal either.
         """
-        sender, limit = message.sender or "", self._limits().calls_pending_per_sender
-        if self._under_way[sender] >= limit:
+        counted = ExitStack()
+        try:
+            counted.enter_context(self._usage.message(message.sender or "", self._limits()))
+            if len(self._tasks) >= _CALLS_AT_ONCE:
+                raise LimitsExceeded("the broker has too much to do")
+        except LimitsExceeded as error:
+            counted.close()
             work.close()
-            work = self._error(message, LimitsExceeded(f"calls_pending_per_sender: {limit}"))
-            sender = ""
-        elif len(self._tasks) >= _CALLS_AT_ONCE:
-            work.close()
-            work = self._error(message, LimitsExceeded("the broker has too much to do"))
-            sender = ""
+            work = self._error(message, error)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        self._under_way[sender] += 1
-        task.add_done_callback(lambda _: self._done(task, sender))
+        task.add_done_callback(lambda _: self._done(task, counted))
 
-    def _done(self, task: asyncio.Task[None], sender: str) -> None:
+    def _done(self, task: asyncio.Task[None], counted: ExitStack) -> None:
         self._tasks.discard(task)
-        self._under_way[sender] -= 1
-        if not self._under_way[sender]:
-            del self._under_way[sender]
+        counted.close()
 
     async def settle(self, *, cancel: bool) -> None:
         """Wait for the calls under way, or (``cancel``) end them: prompts are withdrawn."""
@@ -173,7 +169,7 @@ class Service:
             raise InvalidRequest("the message has no sender")
         caller = await self._bus.identify(message.sender)
         # The user's rate comes first, so that a line in the journal is within it too.
-        with self._usage.call(caller.uid, caller.sender, self._limits()):
+        with self._usage.call(caller.uid, self._limits()):
             try:
                 member, lease = find(message)
                 if fds:
