@@ -147,7 +147,7 @@ class Service:
 
     async def _serve(self, message: Message, fds: int) -> None:
         try:
-            reply = await self._answer(message, fds)
+            member, reply = await self._answer(message, fds)
         except CallerVanished:
             return
         except asyncio.CancelledError:
@@ -162,9 +162,9 @@ class Service:
             log.exception("incident %s", number)
             await self._error(message, BrokerError(f"internal error {number}; see the journal"))
             return
-        await self._send(message, reply)
+        await self._send(message, member, reply)
 
-    async def _answer(self, message: Message, fds: int) -> Reply:
+    async def _answer(self, message: Message, fds: int) -> tuple[Member, Reply]:
         if not message.sender:
             raise InvalidRequest("the message has no sender")
         caller = await self._bus.identify(message.sender)
@@ -181,7 +181,7 @@ class Service:
                 if member.needs_reply and not wants_reply(message):
                     raise InvalidRequest("nobody would receive the answer (NO_REPLY_EXPECTED)")
                 call = Call(caller, may_interact(message))
-                return await member.handler(self, call, message.body, lease)
+                return member, await member.handler(self, call, message.body, lease)
             except BrokerError as error:
                 audit(
                     "refusal",
@@ -193,8 +193,7 @@ class Service:
                 )
                 raise
 
-    async def _send(self, message: Message, reply: Reply) -> None:
-        member, _ = find(message)
+    async def _send(self, message: Message, member: Member, reply: Reply) -> None:
         try:
             if wants_reply(message):
                 answer = Message.new_method_return(
