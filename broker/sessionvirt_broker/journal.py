@@ -17,6 +17,7 @@ host.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -114,6 +115,15 @@ class Journal:
                     path.unlink()
                 else:
                     yield record
+
+    def of_other_boots(self) -> list[str]:
+        """The ids of the records that :meth:`load` would drop."""
+        found = []
+        for path in sorted(self._directory.glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+                if self._read(path) is None:
+                    found.append(path.stem)
+        return found
 
     def _read(self, path: Path) -> Record | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

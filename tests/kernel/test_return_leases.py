@@ -27,10 +27,13 @@ pytestmark = pytest.mark.kernel
 BRIDGE = "svn_default"
 
 
-def return_leases() -> subprocess.CompletedProcess[str]:
-    """As the package's prerm runs it."""
+def return_leases(*under: str) -> subprocess.CompletedProcess[str]:
+    """As the package's prerm runs it.
+
+    :param under: a program that runs it.
+    """
     return subprocess.run(
-        [*COMMAND, "--return-leases"],
+        [*under, *COMMAND, "--return-leases"],
         cwd="/",
         env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
@@ -180,6 +183,36 @@ def test_a_record_of_another_boot_is_dropped_as_at_a_start(broker: Broker, alice
         assert f"lease {'1' * 32}: had ended" in done.stdout
         assert left() == []
         broker.start()
+
+
+def test_a_lease_that_is_held_is_not_of_another_boot(
+    broker: Broker, alices: Client, tmp_path: Path
+) -> None:
+    """In a container a program may see another boot id than the broker's unit does."""
+    other = tmp_path / "boot_id"
+    other.write_text("00000000-0000-0000-0000-000000000000\n")
+    cover = f"mount -n --bind {other} /proc/sys/kernel/random/boot_id"
+    with alices.acquire() as lease:
+        broker.stop()
+        done = return_leases("unshare", "--mount", "sh", "-c", f'{cover} && exec "$@"', "sh")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"left: lease {lease.id}: held, but of another boot id")
+        broker.start()
+        assert lease.tap.ask_arp("10.213.80.1")
+
+
+def test_an_interface_of_ours_without_a_record_is_left(broker: Broker) -> None:
+    broker.stop()
+    host.ip("link", "add", "svn_lost", "type", "bridge")
+    try:
+        done = return_leases()
+    finally:
+        host.ip("link", "del", "svn_lost")
+    assert done.returncode == 1
+    assert done.stderr == "left: interface svn_lost: no record names it\n"
+    assert return_leases().returncode == 0
+    broker.start()
 
 
 def test_one_of_the_two_tables_is_left_by_nobody(broker: Broker, alices: Client) -> None:
