@@ -122,6 +122,12 @@ _WORDINGS: Final = {
     f"{_BUS}LimitsExceeded": _Wording(
         BusyError, "a limit of the system bus is reached", "wait, and start again"
     ),
+    "org.freedesktop.systemd1.UnitMasked": _Wording(
+        BrokerUnavailableError,
+        "the broker must not be started now",
+        "if its package is just being upgraded, try again in a moment; else an administrator has "
+        "masked it: systemctl unmask sessionvirt-broker",
+    ),
 }
 
 _UNKNOWN: Final = _Wording(BrokerUnavailableError, "the broker failed", _JOURNAL)

@@ -175,6 +175,7 @@ def test_a_bus_that_goes_away(broker: Callable[[str], str], tmp_path: Path) -> N
         (f"{BUS}UnknownMethod", errors.BrokerUnavailableError),
         (f"{BUS}InteractiveAuthorizationRequired", errors.InteractionRequiredError),
         (f"{BUS}Spawn.ChildExited", errors.BrokerUnavailableError),
+        ("org.freedesktop.systemd1.UnitMasked", errors.BrokerUnavailableError),
         ("com.example.Strange", errors.BrokerUnavailableError),
     ],
 )
@@ -192,6 +193,11 @@ def test_every_error_of_the_contract_is_known() -> None:
     assert len(named) >= 14
     unknown = error_for("com.example.Strange", "").cause
     assert [name for name in sorted(named) if error_for(name, "").cause == unknown] == []
+
+
+def test_a_masked_unit_is_no_failure_of_the_broker() -> None:
+    """While the package is upgraded the unit is masked, see debian/sessionvirt-broker.prerm."""
+    assert "again in a moment" in error_for("org.freedesktop.systemd1.UnitMasked", "").advice
 
 
 def test_an_error_from_the_bus_is_raised(broker: Callable[[str], str]) -> None:
