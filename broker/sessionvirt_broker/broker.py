@@ -20,6 +20,7 @@ from .diagnose import facts
 from .errors import BrokerError
 from .hold import HoldWatch
 from .kind import Owner
+from .lease import close_grants
 from .wire import Fields, vm_name
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ class Broker:
 
         def undo(grants: tuple[Granted, ...]) -> None:
             names = [str(grant.facts["id"]) for grant in grants]
-            for grant in grants:
-                grant.close()
+            close_grants(grants)
             self._spawn(self._drop_quietly(lease, uid, names))
 
         grants = await self._worker.run_or_orphan(

@@ -23,7 +23,7 @@ from .kind import Owner
 from .wire import VmName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from .kind import ResourceKind
     from .shared import SharedResources
@@ -39,9 +39,11 @@ class Granted:
     facts: Mapping[str, object]
     fds: tuple[int, ...]
 
-    def close(self) -> None:
-        """Close the fds; they were sent, or could not be."""
-        for descriptor in self.fds:
+
+def close_grants(grants: Iterable[Granted]) -> None:
+    """Close their fds; they were sent, or could not be."""
+    for grant in grants:
+        for descriptor in grant.fds:
             os.close(descriptor)
 
 
@@ -57,8 +59,7 @@ class Acquired:
     def close(self) -> None:
         """Close what goes to the caller; it was sent, or could not be."""
         os.close(self.hold)
-        for grant in self.grants:
-            grant.close()
+        close_grants(self.grants)
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from .audit import audit
 from .broker import Call
 from .bus import CallerVanished, close_fds, may_interact, wants_reply
 from .errors import BrokerError, InvalidRequest, LimitsExceeded, NotFound, UnknownMethod
+from .lease import close_grants
 from .wire import Fields
 
 if TYPE_CHECKING:
@@ -314,12 +315,7 @@ async def _diagnose(service: Service, _call: Call, body: Sequence[Any], _: Lease
 async def _add(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
     grants = await service.broker.add(call, lease, _requests(body[0]), _options(body[1]))
     fds: list[int] = []
-
-    def close() -> None:
-        for grant in grants:
-            grant.close()
-
-    return Reply([_grants(grants, fds)], fds, sent=close)
+    return Reply([_grants(grants, fds)], fds, sent=lambda: close_grants(grants))
 
 
 async def _drop(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
