@@ -176,32 +176,26 @@ class Broker:
         def survey() -> list[dict[str, object]]:
             configuration = self._config.current()
             users = self._leases.network_users(_whose(call.caller.uid))
-            networks = [
-                {
-                    "name": network.name,
-                    "type": "network",
-                    "mode": network.mode,
-                    "bridge": network.bridge,
-                    "up": self._host.links.by_name(network.bridge) is not None,
-                    "ipv4": str(network.ipv4),
-                    "ipv6": str(network.ipv6 or ""),
-                    "leases": users[network.name],
-                }
-                for network in configuration.networks.values()
-            ]
-            bridges = [
-                {
+
+            def row(
+                name: str, type_: str, mode: str, bridge: str, ipv4: str = "", ipv6: str = ""
+            ) -> dict[str, object]:
+                return {
                     "name": name,
-                    "type": "bridge",
-                    "mode": "lan",
-                    "bridge": name,
-                    "up": self._host.links.by_name(name) is not None,
-                    "ipv4": "",
-                    "ipv6": "",
+                    "type": type_,
+                    "mode": mode,
+                    "bridge": bridge,
+                    "up": self._host.links.by_name(bridge) is not None,
+                    "ipv4": ipv4,
+                    "ipv6": ipv6,
                     "leases": users[name],
                 }
-                for name in sorted(configuration.bridges)
+
+            networks = [
+                row(one.name, "network", one.mode, one.bridge, str(one.ipv4), str(one.ipv6 or ""))
+                for one in configuration.networks.values()
             ]
+            bridges = [row(name, "bridge", "lan", name) for name in sorted(configuration.bridges)]
             return networks + bridges
 
         return await self._worker.run(survey)
