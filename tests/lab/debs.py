@@ -23,11 +23,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.stage import ROOT
 
-__all__ = ["DebError", "build", "built", "cached_vendored", "copy_tree", "fetch", "lint"]
+__all__ = ["DebError", "Source", "build", "built", "cached_vendored", "fetch", "lint"]
 
 #: What is not in the repository, as sha256sum writes it.
 SUMS = ROOT / "debian/vendor/SHA256SUMS"
@@ -107,90 +108,100 @@ def _git(*arguments: str) -> str:
     return _run(["git", "-c", "safe.directory=*", *arguments], ROOT, None)
 
 
-def tracked() -> list[str]:
-    """What goes into the build: the tracked files that are there, by name."""
-    left_out = (f":(exclude){name}" for name in NOT_PACKAGED)
-    names = _git("ls-files", "-z", "--", ".", *left_out).split("\0")
-    return [name for name in names if name and (ROOT / name).is_file()]
+@dataclass(frozen=True)
+class Source:
+    """What is built, taken from the checkout at one moment; others may go on editing.
 
+    :param tree: a copy of the files that git tracks and a package may hold.
+    :param epoch: when something of them was last committed, in seconds.
+    """
 
-def _epoch() -> str:
-    """When something that is packaged was last committed, in seconds."""
-    left_out = (f":(exclude){name}" for name in NOT_PACKAGED)
-    return _git("log", "-1", "--format=%ct", "--", ".", *left_out).strip()
+    tree: Path
+    epoch: str
 
+    @classmethod
+    def take(cls, tree: Path) -> Source:
+        """Copy the files to *tree*, which is made.
 
-def _state(version: str | None) -> str:
-    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "debian")
-    state = hashlib.sha256(repr((release, _epoch(), version)).encode())
-    for name in tracked():
-        path = ROOT / name
-        entry = (name, path.stat().st_mode & 0o100, hashlib.sha256(path.read_bytes()).digest())
-        state.update(repr(entry).encode())
-    return state.hexdigest()[:16]
+        :raise DebError: git cannot say which they are.
+        """
+        scope = ["--", ".", *(f":(exclude){name}" for name in NOT_PACKAGED)]
+        for name in _git("ls-files", "-z", *scope).split("\0"):
+            if name and (ROOT / name).is_file():
+                copy = tree / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, copy)
+                copy.chmod(0o755 if os.access(ROOT / name, os.X_OK) else 0o644)
+        return cls(tree, _git("log", "-1", "--format=%ct", *scope).strip())
+
+    def state(self, version: str | None) -> str:
+        """A name for what would come of it here."""
+        release = platform.freedesktop_os_release().get("VERSION_CODENAME", "debian")
+        state = hashlib.sha256(repr((release, self.epoch, version)).encode())
+        for path in sorted(self.tree.rglob("*")):
+            if path.is_file():
+                content = hashlib.sha256(path.read_bytes()).digest()
+                entry = (str(path.relative_to(self.tree)), path.stat().st_mode & 0o100, content)
+                state.update(repr(entry).encode())
+        return state.hexdigest()[:16]
 
 
 # The build
 
 
-def built(version: str | None = None) -> list[Path]:
+def built(version: str | None = None, source: Source | None = None) -> list[Path]:
     """The packages of the checkout as it is now, built where they are not there yet.
 
     :param version: another than debian/changelog's, as for a test of an upgrade.
+    :param source: what was taken from the checkout before.
     :raise DebError: they cannot be built, or lintian objects.
     """
     cache = _cache() / "debs"
-    target = cache / _state(version)
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="sessionvirt-deb-") as directory:
-            packages = build(Path(directory), version)
-            lint(Path(directory))
+    with tempfile.TemporaryDirectory(prefix="sessionvirt-deb-") as directory:
+        if source is None:
+            source = Source.take(Path(directory, "source"))
+        target = cache / source.state(version)
+        if not target.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            work = Path(directory, "build")
+            packages = build(source, work, version)
+            lint(source, work)
             _put(packages, target)
-        _forget_old(cache)
+            _forget_old(cache)
     return sorted(target.glob("*.deb"))
 
 
-def copy_tree(tree: Path) -> None:
-    """Put the files that go into a build below *tree*, with the modes that git knows."""
-    for name in tracked():
-        copy = tree / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, copy)
-        copy.chmod(0o755 if os.access(ROOT / name, os.X_OK) else 0o644)
-
-
-def build(work: Path, version: str | None = None) -> list[Path]:
-    """Build in *work*, which is empty; lintian is not asked.
+def build(source: Source, work: Path, version: str | None = None) -> list[Path]:
+    """Build in *work*, which is made; lintian is not asked.
 
     :raise DebError: it failed.
     """
-    vendored, epoch = cached_vendored(), _epoch()
+    vendored = cached_vendored()
     if vendored is None:
         raise DebError(f"{_vendored()[1]} is not here; ./dev deb fetches it")
     tree = work / "sessionvirt"
-    copy_tree(tree)
+    shutil.copytree(source.tree, tree)
     shutil.copyfile(vendored, tree / "debian/vendor" / vendored.name)
     if version is not None:
         changelog = tree / "debian/changelog"
         text = re.sub(r"\(\S+\)", f"({version})", changelog.read_text(), count=1)
         changelog.write_text(text)
     for path in [tree, *tree.rglob("*")]:
-        os.utime(path, (int(epoch), int(epoch)))
+        os.utime(path, (int(source.epoch), int(source.epoch)))
     # -I, -d: what is always expected, a compiler, nothing here has a use for.
-    _run(["dpkg-checkbuilddeps", "-I"], tree, epoch)
-    _run(["dpkg-buildpackage", "-b", "-d", "-us", "-uc"], tree, epoch)
+    _run(["dpkg-checkbuilddeps", "-I"], tree, source.epoch)
+    _run(["dpkg-buildpackage", "-b", "-d", "-us", "-uc"], tree, source.epoch)
     return sorted(work.glob("*.deb"))
 
 
-def lint(work: Path) -> None:
+def lint(source: Source, work: Path) -> None:
     """Ask lintian about what was built in *work*.
 
     :raise DebError: an error or a warning that no override argues away.
     """
     (changes,) = work.glob("*.changes")
     options = ("--fail-on=error,warning", "--tag-display-limit=0", "--no-user-dirs")
-    _run(["lintian", *options, str(changes)], work, _epoch())
+    _run(["lintian", *options, str(changes)], work, source.epoch)
 
 
 def _put(packages: list[Path], target: Path) -> None:

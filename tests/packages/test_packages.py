@@ -64,8 +64,8 @@ class Entry:
 
 
 @pytest.fixture(scope="module")
-def packages() -> dict[str, Path]:
-    """The .deb files, by package."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> debs.Source:
+    """What everything here is made of: the checkout may change meanwhile."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         sentence = f"needs {', '.join(missing)}: ./dev test installs them"
@@ -74,7 +74,13 @@ def packages() -> dict[str, Path]:
         pytest.skip(sentence)
     if debs.cached_vendored() is None and os.environ.get("CI") != "true":
         pytest.skip("needs qemu.qmp: ./dev test fetches it")
-    return {path.name.partition("_")[0]: path for path in debs.built()}
+    return debs.Source.take(tmp_path_factory.mktemp("source") / "sessionvirt")
+
+
+@pytest.fixture(scope="module")
+def packages(source: debs.Source) -> dict[str, Path]:
+    """The .deb files, by package."""
+    return {path.name.partition("_")[0]: path for path in debs.built(source=source)}
 
 
 def members(deb: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
@@ -102,16 +108,15 @@ def shipped(packages: dict[str, Path]) -> dict[str, Entry]:
 
 
 @pytest.fixture(scope="module")
-def wheel(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def wheel(source: debs.Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The contents of the wheel by where an installation below /usr puts them.
 
-    Made by the hatchling and the docutils that made the packages, from the same tree.
+    Made by the hatchling and the docutils that made the packages.
     """
     directory = tmp_path_factory.mktemp("wheel")
-    debs.copy_tree(directory / "tree")
     build = "import sys, hatchling.build as b; b.build_wheel(sys.argv[1])"
-    python = ["/usr/bin/python3", "-I", "-c", build, str(directory)]
-    subprocess.run(python, cwd=directory / "tree", stdout=subprocess.DEVNULL, check=True)
+    python = ["/usr/bin/python3", "-IB", "-c", build, str(directory)]
+    subprocess.run(python, cwd=source.tree, stdout=subprocess.DEVNULL, check=True)
     (path,) = directory.glob("*.whl")
     found = {}
     with zipfile.ZipFile(path) as archive:
@@ -156,13 +161,16 @@ def test_every_exception_is_needed(wheel: dict[str, bytes], shipped: dict[str, E
         assert unused == []
 
 
-def test_the_documents_are_those_of_the_checkout(shipped: dict[str, Entry]) -> None:
+def test_the_documents_are_those_of_the_checkout(
+    shipped: dict[str, Entry], source: debs.Source
+) -> None:
     pages = {name: one for name, one in shipped.items() if name.endswith(".rst")}
     assert {"usr/share/doc/sessionvirt/README.rst"} <= pages.keys()
     for name, one in pages.items():
         below = re.sub(r"^usr/share/doc/[^/]+/", "", name)
-        source = ROOT / below if (ROOT / below).exists() else ROOT / "docs" / below
-        assert one.content == source.read_bytes(), name
+        places = [source.tree / below, source.tree / "docs" / below]
+        (page,) = [place for place in places if place.exists()]
+        assert one.content == page.read_bytes(), name
 
 
 def test_each_half_is_in_its_package(shipped: dict[str, Entry]) -> None:
@@ -295,8 +303,10 @@ def test_no_script_starts_or_enables_anything_by_debhelper(
         assert words <= {"systemd-sysusers", "py3compile", "py3clean"}
 
 
-def test_a_second_build_gives_the_same_bytes(packages: dict[str, Path], tmp_path: Path) -> None:
-    again = debs.build(tmp_path)
+def test_a_second_build_gives_the_same_bytes(
+    packages: dict[str, Path], source: debs.Source, tmp_path: Path
+) -> None:
+    again = debs.build(source, tmp_path / "again")
     differ = [
         one.name
         for one in again
