@@ -19,7 +19,7 @@ module:
 ``client``      asks the broker as a user, and brings the TAPs back
 ``rawbus``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
-``tap``         the guest's end of a TAP; ``frames`` are what goes through
+``tap``         the guest's end of a TAP; ``frames`` go through; ``forgeries``: those that must not
 ``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import os
 import select
 import subprocess
@@ -27,6 +28,8 @@ __all__ = ["Tap", "as_user"]
 HEADER = bytes(10)
 #: Silence of this many seconds is taken for "nothing comes" where no later frame can prove it.
 SILENCE = 0.3
+#: Ports of the datagrams that mark an end, each used once.
+_marks = itertools.count(20000)
 
 
 class Tap:
@@ -122,6 +125,18 @@ class Tap:
         except TimeoutError:
             return True
         return False
+
+    def reaches(self, peer: Tap, *sent: bytes) -> bool:
+        """Whether every one of *sent* reaches the peer as it is, or none; all or nothing holds.
+
+        An honest datagram follows; it is what the end is known by.
+        """
+        port = next(_marks)
+        self.send(*sent, self.udp4(peer.mac, peer.ipv4, (port, port)))
+        seen = [packet.frame for packet in peer.until(lambda p: p.ports == (port, port))]
+        found = [frame in seen for frame in sent]
+        assert all(found) or not any(found)
+        return all(found)
 
     # What a guest does
 
