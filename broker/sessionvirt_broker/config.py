@@ -80,9 +80,12 @@ BUILTIN = Configuration(
 
 @dataclass(slots=True)
 class ConfigFile:
-    """The file, read when it is new or has changed."""
+    """The file, read when it is new or has changed. By the worker's thread alone."""
 
     path: Path
+    #: Those that :meth:`current` found last, the built-in ones where the file is wrong. The loop's
+    #: thread goes by them: it neither waits for a file system nor meets a file that is half read.
+    limits: Limits = BUILTIN.limits
     _seen: tuple[int, ...] | None = None
     _last: Configuration | ConfigurationError = field(default_factory=lambda: BUILTIN)
 
@@ -91,6 +94,15 @@ class ConfigFile:
 
         :raise ConfigurationError: the file is there and wrong.
         """
+        try:
+            configuration = self._read()
+        except ConfigurationError:
+            self.limits = BUILTIN.limits
+            raise
+        self.limits = configuration.limits
+        return configuration
+
+    def _read(self) -> Configuration:
         try:
             status = os.stat(self.path)
         except FileNotFoundError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from .authority import Authority
 from .broker import Broker
 from .bus import Bus
-from .config import BUILTIN, ConfigFile
+from .config import ConfigFile
 from .consent import Consent
 from .diagnose import boot_id
 from .errors import ConfigurationError
@@ -31,7 +31,7 @@ from .host import Host, Paths
 from .journal import Journal
 from .kinds import STEPS, resource_kinds
 from .leases import Leases
-from .limits import Limits, Usage
+from .limits import Usage
 from .linkwatch import LinkWatch
 from .netlink import Links
 from .service import NAME, Service
@@ -64,7 +64,7 @@ class Daemon:
             config=self._config,
             changed=self._restart_idle,
         )
-        self._service = Service(self._bus, self._broker, usage, self._limits)
+        self._service = Service(self._bus, self._broker, usage, lambda: self._config.limits)
         self._stop = asyncio.Event()
         self._told = False
         self._idle: asyncio.TimerHandle | None = None
@@ -80,6 +80,8 @@ class Daemon:
         with contextlib.closing(self._broker.holds), contextlib.closing(LinkWatch()) as watch:
             for lease, read_end in await self._worker.run(self._leases.reconcile):
                 self._broker.holds.add(lease, read_end)
+            with contextlib.suppress(ConfigurationError):  # each call that needs it will say so
+                await self._worker.run(self._config.current)
             loop.add_reader(self._broker.holds.fileno(), self._broker.holds_ended)
             loop.add_reader(watch.fileno(), self._heard, watch)
             await self._bus.connect(self._service.on_message, self._service.on_fault)
@@ -143,12 +145,6 @@ class Daemon:
         concerned = indexes & self._leases.watched()
         if concerned or changes.routes:
             self._broker.links_changed(concerned, routes=changes.routes)
-
-    def _limits(self) -> Limits:
-        try:
-            return self._config.current().limits
-        except ConfigurationError:
-            return BUILTIN.limits
 
 
 def run(paths: Paths, keeper: Keeper | None, idle_seconds: float) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from lab.brokerlog import Log
 from lab.fakepolkit import FakePolkit
-from lab.rawbus import Client
+from lab.rawbus import Client, assert_serves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,13 @@ def root(broker: Broker) -> Iterator[Client]:
     """A connection of uid 0, which sees everybody's leases."""
     with Client() as client:
         yield client
+
+
+@pytest.fixture
+def unlimited(broker: Broker) -> None:
+    """As many calls a second as somebody likes; what is asked here has the broker notice."""
+    broker.configure("[limits]\ncalls_per_second = 65536\n")
+    assert_serves(0)
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.bus
 
-UNLIMITED = "[limits]\ncalls_per_second = 65536\n"
 LEASE_PATH = f"{PATH}/lease/{'0' * 32}"
 PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
@@ -57,9 +56,8 @@ def descriptors(broker: Broker) -> int:
 
 @both_flavours
 def test_b18_descriptors_are_closed_wherever_they_come(
-    broker: Broker, open_bus: None, alice: User
+    broker: Broker, unlimited: None, open_bus: None, alice: User
 ) -> None:
-    broker.configure(UNLIMITED)
     calls: list[tuple[str, str, list[Any], str]] = [
         (INTERFACE, "Plan", [[tap()], options(vm="x")], "a(sa{sv})a{sv}"),
         (INTERFACE, "Acquire", [[tap()], options(vm="x")], "a(sa{sv})a{sv}"),
@@ -96,9 +94,8 @@ def test_b18_the_shipped_bus_policy_lets_no_descriptor_through(broker: Broker, a
 
 @both_flavours
 def test_b19_indexes_and_counts_that_do_not_fit_the_descriptors(
-    broker: Broker, open_bus: None, alice: User
+    broker: Broker, unlimited: None, open_bus: None, alice: User
 ) -> None:
-    broker.configure(UNLIMITED)
     assert_serves(alice)
     before = descriptors(broker)
     for index in (0, 1, 0x7FFFFFFF, 0xFFFFFFFF):
@@ -117,6 +114,17 @@ def test_b19_indexes_and_counts_that_do_not_fit_the_descriptors(
                         break
     assert_serves(alice)
     assert descriptors(broker) == before
+
+
+def test_the_limits_of_the_file_hold_from_the_first_call(broker: Broker, alice: User) -> None:
+    """Also for calls that are refused before anything of the host is looked at."""
+    broker.stop()
+    broker.configure("[limits]\ncalls_per_second = 1\n")
+    broker.start()
+    with Client(alice) as client:
+        errors = [client.error("Diagnose", "x", signature="s").short for _ in range(20)]
+    assert errors[0] == "InvalidArgs"
+    assert "LimitsExceeded" in errors
 
 
 # B21, B22: nobody to answer
@@ -152,10 +160,9 @@ def test_b22_a_caller_that_never_reads_does_not_keep_others_waiting(
 
 
 def test_b22_a_connection_that_floods_takes_nobody_elses_room(
-    broker: Broker, root: Client, alice: User, bob: User
+    broker: Broker, unlimited: None, root: Client, alice: User, bob: User
 ) -> None:
     """Calls come faster than the bus can say whose they are: each connection has its own bound."""
-    broker.configure(UNLIMITED)
     with Client(alice) as client, Client(bob) as his:
         call: dict[str, Any] = {"signature": "", "interface": INTROSPECTABLE, "flags": 1}
         flood = [marshalled(client.message("Introspect", **call)) for _ in range(8000)]
@@ -186,11 +193,10 @@ def test_b22_answers_faster_than_the_bus_reads_do_not_end_the_broker(
 
 
 def test_b22_descriptors_that_nobody_fetches_stop_the_broker_for_seconds_only(
-    broker: Broker, polkit: Polkit, alice: User, bob: User
+    broker: Broker, unlimited: None, polkit: Polkit, alice: User, bob: User
 ) -> None:
     """dbus-daemon counts them for who sent them, and reads no more from there at 64."""
     polkit.answer(f"{INTERFACE.lower()}.*", "yes")
-    broker.configure(UNLIMITED)
     with Client(alice) as client:
         for _ in range(3000):  # answers that fill what the kernel keeps for it
             client.ask("ListNetworks", {})

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.bus
 
-UNLIMITED = "[limits]\ncalls_per_second = 65536\n"
 LEASE_PATH = f"{PATH}/lease/{'0' * 32}"
 PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
@@ -50,9 +49,8 @@ def peak_kilobytes(broker: Broker) -> int:
 
 @both_flavours
 def test_b16_every_call_that_is_not_in_the_table_gets_an_error_and_no_more(
-    broker: Broker, open_bus: None, alice: User
+    broker: Broker, unlimited: None, open_bus: None, alice: User
 ) -> None:
-    broker.configure(UNLIMITED)
     wrong: list[tuple[str, str | None, str]] = [
         (PATH, INTERFACE, "Shutdown"),
         (PATH, INTERFACE, "plan"),
@@ -91,9 +89,8 @@ def test_b16_every_call_that_is_not_in_the_table_gets_an_error_and_no_more(
 
 @both_flavours
 def test_b16_every_member_refuses_every_other_signature(
-    broker: Broker, open_bus: None, alice: User
+    broker: Broker, unlimited: None, open_bus: None, alice: User
 ) -> None:
-    broker.configure(UNLIMITED)
     members = [
         (PATH, INTERFACE, name)
         for name in ("Plan", "Acquire", "ListNetworks", "ListLeases", "Diagnose")
@@ -197,9 +194,8 @@ def _huge_bodies() -> dict[str, tuple[str, bytes]]:
 @both_flavours
 @pytest.mark.parametrize("kind", ["method_call", "signal", "no_reply"])
 def test_b17_a_huge_message_costs_the_broker_nothing(
-    broker: Broker, open_bus: None, alice: User, bob: User, kind: str
+    broker: Broker, unlimited: None, open_bus: None, alice: User, bob: User, kind: str
 ) -> None:
-    broker.configure(UNLIMITED)
     assert_serves(bob)
     before = peak_kilobytes(broker)
     for signature, body in _huge_bodies().values():
@@ -235,9 +231,8 @@ _EMPTY: dict[str, Any] = {"s": "", "a(ya{sv})": [], "as": [], "av": [], "ay": b"
 
 @both_flavours
 def test_b17_nesting_as_deep_as_the_bus_allows_and_deeper(
-    broker: Broker, open_bus: None, alice: User
+    broker: Broker, unlimited: None, open_bus: None, alice: User
 ) -> None:
-    broker.configure(UNLIMITED)
     shapes: dict[str, Callable[[Variant], Variant]] = {
         "v": lambda inner: Variant("v", inner),
         "av": lambda inner: Variant("av", [inner]),
@@ -265,10 +260,9 @@ def test_b17_nesting_as_deep_as_the_bus_allows_and_deeper(
 
 @both_flavours
 def test_b17_whatever_the_bus_lets_through_is_answered(
-    broker: Broker, open_bus: None, alice: User
+    broker: Broker, unlimited: None, open_bus: None, alice: User
 ) -> None:
     """Random types with random values, the same ones in every run."""
-    broker.configure(UNLIMITED)
     dice = random.Random(20261122)
     with Client(alice) as client:
         for _ in range(400):
