@@ -28,7 +28,7 @@ STANDARD = {
     ("org.freedesktop.DBus.Introspectable", "Introspect"),
 }
 
-#: How broker_data.Fields reads a type.
+#: How broker_values.Fields reads a type.
 READERS = {
     "text": "s",
     "path": "o",

@@ -31,9 +31,16 @@ SESSION_PARTS: dict[str, set[str]] = {
     "model": {"errors", "xml"},
     "host": {"errors", "descriptors"},
     "qemu": {"errors", "descriptors", "states", "xml", "model", "host"},
-    "broker_data": {"errors", "descriptors"},
+    "broker_values": {"errors", "descriptors"},
+    "broker_data": {"errors", "descriptors", "broker_values"},
     "broker_errors": {"errors"},
-    "broker_client": {"errors", "descriptors", "broker_data", "broker_errors"},
+    "broker_client": {
+        "errors",
+        "descriptors",
+        "broker_values",
+        "broker_data",
+        "broker_errors",
+    },
 }
 SESSION_PARTS["driver"] = set(SESSION_PARTS)
 SESSION_PARTS["cli"] = set(SESSION_PARTS)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import broker_data as data
 from .broker_errors import INSTALL, error_for
+from .broker_values import Descriptors, Fields, malformed, read_rows
 from .descriptors import Fd
 from .errors import BrokerUnavailableError
 
@@ -128,7 +129,7 @@ class BrokerClient:
         """
         body = [_encode_requests(requests), _options(vm=("s", vm))]
         (fields,) = await self._ask("Plan", "a(sa{sv})a{sv}", body, "a{sv}")
-        return data.read_plan(data.Fields(fields, "plan"))
+        return data.read_plan(Fields(fields, "plan"))
 
     async def acquire(
         self, requests: Sequence[data.TapRequest], vm: str, *, interactive: bool
@@ -146,11 +147,11 @@ class BrokerClient:
         reply, owned = await self._call(
             "Acquire", "a(sa{sv})a{sv}", body, interactive=interactive, answers="ohaa{sv}"
         )
-        fds = data.Descriptors(owned)
+        fds = Descriptors(owned)
         try:
             path, hold_index, rows = reply.body
             hold = fds.take(hold_index, "hold")
-            grants = tuple(data.read_grant(row, fds) for row in data.rows(rows, "grants"))
+            grants = tuple(data.read_grant(row, fds) for row in read_rows(rows, "grants"))
             _check_grants(requests, grants)
             fds.finish()
             return data.Lease(path, hold, grants)
@@ -167,17 +168,17 @@ class BrokerClient:
     async def networks(self) -> tuple[data.NetworkInfo, ...]:
         """List managed networks and permitted bridges."""
         (rows,) = await self._ask("ListNetworks", "a{sv}", [{}], "aa{sv}")
-        return tuple(data.read_network(row) for row in data.rows(rows, "networks"))
+        return tuple(data.read_network(row) for row in read_rows(rows, "networks"))
 
     async def leases(self) -> tuple[data.LeaseInfo, ...]:
         """List this user's leases; root's answer has everybody's."""
         (rows,) = await self._ask("ListLeases", "a{sv}", [{}], "aa{sv}")
-        return tuple(data.read_lease(row) for row in data.rows(rows, "leases"))
+        return tuple(data.read_lease(row) for row in read_rows(rows, "leases"))
 
     async def diagnose(self) -> data.Diagnosis:
         """Ask for facts about the host."""
         (fields,) = await self._ask("Diagnose", "a{sv}", [{}], "a{sv}")
-        return data.read_diagnosis(data.Fields(fields, "facts"))
+        return data.read_diagnosis(Fields(fields, "facts"))
 
     # --- messages
 
@@ -195,7 +196,7 @@ class BrokerClient:
         reply, owned = await self._call(
             member, signature, body, answers=answers, path=path, interface=interface
         )
-        fds = data.Descriptors(owned)
+        fds = Descriptors(owned)
         try:
             fds.finish()
         finally:
@@ -249,7 +250,7 @@ class BrokerClient:
         if reply.message_type is MessageType.ERROR:
             text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
             raise error_for(reply.error_name or "", text)
-        raise data.malformed(f"{member} answers {reply.signature!r}, not {answers!r}")
+        raise malformed(f"{member} answers {reply.signature!r}, not {answers!r}")
 
     async def _send(self, message: Message) -> None:
         try:
@@ -322,7 +323,7 @@ def _check_grants(requests: Sequence[data.TapRequest], grants: Sequence[data.Tap
     :raise BrokerUnavailableError: it did not.
     """
     if len(grants) != len(requests):
-        raise data.malformed(f"{len(grants)} grants for {len(requests)} requests")
+        raise malformed(f"{len(grants)} grants for {len(requests)} requests")
     for request, grant in zip(requests, grants, strict=True):
         if len(grant.fds) != request.queues:
-            raise data.malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")
+            raise malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")

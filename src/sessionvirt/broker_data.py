@@ -1,43 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the broker is asked for and what it answers, as frozen dataclasses.
 
-The contract is ``broker/org.sessionvirt.Broker1.xml``; this is its session side, checked at the
-door: each value has to have the D-Bus type that the contract gives it, and whatever is missing or
-of another type is an error that names it. Keys that are not known here are a newer broker's and do
-no harm.
+The contract is ``broker/org.sessionvirt.Broker1.xml``; this is its session side. Each value is read
+as the D-Bus type that the contract gives it, by :mod:`sessionvirt.broker_values`. Keys that are not
+known here are a newer broker's and do no harm.
 
-What this never does: talk to the bus. Nothing here imports a D-Bus library; a variant is anything
-with a signature and a value.
+What this never does: talk to the bus.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, cast
+from typing import TYPE_CHECKING, Self
 
-from .errors import BrokerUnavailableError, UsageError
+from .broker_values import malformed
+from .errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from .broker_values import Descriptors, Fields
     from .descriptors import Fd
 
 __all__ = [
     "Diagnosis", "Lease", "LeaseInfo", "NetworkInfo", "Plan", "PlannedRequest", "Step", "TapGrant",
-    "TapRequest", "Variant", "malformed",
+    "TapRequest",
 ]  # fmt: skip
-
-
-class Variant(Protocol):
-    """A D-Bus variant as the library has it."""
-
-    @property
-    def signature(self) -> str:
-        """The type of the value in D-Bus' notation."""
-
-    @property
-    def value(self) -> object:
-        """The value."""
 
 
 @dataclass(frozen=True)
@@ -218,122 +206,6 @@ class Diagnosis:
     tun: bool
     configuration: str
     foreign_forward_drops: tuple[str, ...]
-
-
-def malformed(what: str) -> BrokerUnavailableError:
-    """Make the error for an answer that is not what the contract says."""
-    return BrokerUnavailableError(
-        "the broker's answer is not what its contract says",
-        evidence=what,
-        advice="install the same version of sessionvirt and sessionvirt-broker",
-    )
-
-
-class Fields:
-    """One ``a{sv}`` of an answer, read by name and type.
-
-    :param what: names it in errors: "grants[0]".
-    """
-
-    def __init__(self, values: object, what: str) -> None:
-        if not isinstance(values, dict):
-            raise malformed(f"{what} is not a dictionary")
-        self._values = cast("dict[str, Variant]", values)
-        self._what = what
-
-    def _get(self, key: str, signature: str) -> object:
-        variant = self._values.get(key)
-        if variant is None:
-            raise malformed(f"{self._what}: {key} is missing")
-        if variant.signature != signature:
-            raise malformed(f"{self._what}: {key} is of type {variant.signature}, not {signature}")
-        return variant.value
-
-    def text(self, key: str) -> str:
-        """Return an ``s``, or the path of an ``o``."""
-        return cast("str", self._get(key, "s"))
-
-    def path(self, key: str) -> str:
-        """Return an ``o``."""
-        return cast("str", self._get(key, "o"))
-
-    def flag(self, key: str) -> bool:
-        """Return a ``b``."""
-        return cast("bool", self._get(key, "b"))
-
-    def number(self, key: str, signature: str = "u") -> int:
-        """Return a ``u`` or ``t``."""
-        return cast("int", self._get(key, signature))
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """Return an ``as``."""
-        return tuple(cast("list[str]", self._get(key, "as")))
-
-    def numbers(self, key: str, signature: str) -> tuple[int, ...]:
-        """Return an ``ah`` or the like."""
-        return tuple(cast("list[int]", self._get(key, signature)))
-
-    def counters(self, key: str) -> dict[str, int]:
-        """Return an ``a{st}``."""
-        return dict(cast("dict[str, int]", self._get(key, "a{st}")))
-
-    def pairs(self, key: str) -> tuple[tuple[str, str], ...]:
-        """Return an ``a(ss)``."""
-        rows = cast("list[list[str]]", self._get(key, "a(ss)"))
-        return tuple((first, second) for first, second in rows)
-
-    def rows(self, key: str) -> tuple[Fields, ...]:
-        """Return an ``aa{sv}``."""
-        return rows(self._get(key, "aa{sv}"), f"{self._what}.{key}")
-
-    def has(self, key: str) -> bool:
-        """Whether the key is there."""
-        return key in self._values
-
-
-def rows(values: object, what: str) -> tuple[Fields, ...]:
-    """Read an ``aa{sv}``."""
-    if not isinstance(values, list):
-        raise malformed(f"{what} is not an array")
-    return tuple(Fields(row, f"{what}[{number}]") for number, row in enumerate(values))
-
-
-class Descriptors:
-    """The descriptors of one answer, handed out once each.
-
-    Until :meth:`finish` they all belong to this object, also those that were handed out: an answer
-    that turns out to be wrong at its end leaves nothing.
-    """
-
-    def __init__(self, fds: Sequence[Fd]) -> None:
-        self._fds = list(fds)
-        self._left = set(range(len(fds)))
-
-    def take(self, index: int, what: str) -> Fd:
-        """Return the descriptor that an ``h`` means.
-
-        :raise BrokerUnavailableError: there is none, or it was handed out before.
-        """
-        if index >= len(self._fds):
-            raise malformed(f"{what}: no descriptor came with it")
-        if index not in self._left:
-            raise malformed(f"{what}: its descriptor belongs to something else")
-        self._left.remove(index)
-        return self._fds[index]
-
-    def finish(self) -> None:
-        """Give away what was handed out; the answer is complete.
-
-        :raise BrokerUnavailableError: more came than the answer speaks of.
-        """
-        if self._left:
-            raise malformed(f"{len(self._left)} descriptors more than the answer speaks of")
-        self._fds.clear()
-
-    def close(self) -> None:
-        """Close those that were not given away."""
-        for fd in self._fds:
-            fd.close()
 
 
 def read_grant(fields: Fields, fds: Descriptors | None) -> TapGrant:
