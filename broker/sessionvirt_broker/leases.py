@@ -26,6 +26,7 @@ from .lease import RECORD_PREFIX, Acquired, Granted, Lease, kind_word
 from .limits import Share, check
 from .shared import SharedResources
 from .steps import carry_out
+from .tally import Tally
 from .undo import Undo
 from .wire import Fields
 
@@ -68,10 +69,7 @@ class Leases:
         self._leases: dict[str, Lease] = {}
         self._undo = Undo(host, journal)
         self._shared = SharedResources(host, journal, kinds, self._undo)
-        self._held: dict[int, Share] = {}
-        self._by_ifindex: dict[int, str] = {}
-        #: Per lease and part that was carried out whole: the interface, and what it counts for.
-        self._counted: dict[tuple[str, str], tuple[int, Share]] = {}
+        self._tally = Tally()
 
     # Section: questions
 
@@ -80,7 +78,7 @@ class Leases:
 
     def watched(self) -> frozenset[int]:
         """The interfaces that were given. May be asked from the loop's thread."""
-        return frozenset(self._by_ifindex)
+        return self._tally.watched()
 
     def parse(
         self, raw: Sequence[RawRequest], configuration: Configuration, first: int = 0
@@ -113,8 +111,7 @@ class Leases:
         wanted = Share(leases=0 if lease else 1)
         for offer in offers:
             wanted = wanted.plus(offer.share)
-        held = self._held.get(owner.uid, Share())
-        check(held, wanted, len(self._leases), configuration.limits)
+        check(self._tally.held(owner.uid), wanted, len(self._leases), configuration.limits)
         return offers
 
     def outline(
@@ -207,7 +204,7 @@ class Leases:
             self._forget(lease)
             raise
         self._leases[lease_id] = lease
-        self._count(owner.uid, Share(leases=1), +1)
+        self._tally.lease_begun(owner.uid)
         return Acquired(lease_id, write_end, watch, grants)
 
     def add(
@@ -282,7 +279,7 @@ class Leases:
         except BaseException:
             kind.ended(plan.steps)
             raise
-        self._count_part(lease, name)
+        self._count(lease, name)
 
     # Section: end
 
@@ -297,7 +294,7 @@ class Leases:
         lease = self._leases.pop(lease_id, None)
         if lease is None:
             return None
-        self._count(lease.owner.uid, Share(leases=1), -1)
+        self._tally.lease_ended(lease.owner.uid)
         self._forget(lease)
         return lease.owner
 
@@ -337,10 +334,7 @@ class Leases:
         """Undo one part, whole or half-made."""
         self._shared.unuse(lease.shared.pop(name, ()))
         former = self._undo.part(lease.record, name)
-        counted = self._counted.pop((lease.id, name), None)
-        if counted is not None:
-            self._by_ifindex.pop(counted[0], None)
-            self._count(lease.owner.uid, counted[1], -1)
+        if self._tally.ended(lease.id, name):
             self._kind_of(name).ended(former)
 
     def remains(self) -> list[str]:
@@ -356,14 +350,14 @@ class Leases:
         that was changed is to end it.
         """
         found = []
-        for lease_id in {self._by_ifindex[i] for i in ifindexes if i in self._by_ifindex}:
+        for lease_id in self._tally.owners(ifindexes):
             lease = self._leases[lease_id]
             whole = self._whole(lease)
             broken = {name: why for name, steps in whole if (why := self._broken(name, steps))}
             gone = [
                 name
                 for name in broken
-                if self._host.links.by_index(self._counted[lease_id, name][0]) is None
+                if self._host.links.by_index(self._tally.ifindex(lease_id, name)) is None
             ]
             if not broken:
                 continue
@@ -432,11 +426,11 @@ class Leases:
         self._shared.adopt(adopted)
         for lease in alive:
             self._leases[lease.id] = lease
-            self._count(lease.owner.uid, Share(leases=1), +1)
+            self._tally.lease_begun(lease.owner.uid)
             for name, steps in lease.grants:
                 self._shared.count(lease.shared.get(name, ()))
                 self._kind_of(name).adopt(steps, adopted)
-                self._count_part(lease, name)
+                self._count(lease, name)
         try:
             self._host.firewall.adopt(adopted.taps, adopted.networks)
         except HostFailure:
@@ -453,7 +447,7 @@ class Leases:
 
     def _whole(self, lease: Lease) -> list[tuple[str, list[Step]]]:
         """Its grants, without what is left of one whose undo failed."""
-        return [grant for grant in lease.grants if (lease.id, grant[0]) in self._counted]
+        return [grant for grant in lease.grants if self._tally.is_whole(lease.id, grant[0])]
 
     def _broken(self, name: str, steps: Sequence[Step]) -> str:
         """Why a grant is no longer as it was given; empty: it is."""
@@ -469,17 +463,8 @@ class Leases:
         facts = self._facts(name, lease.record.parts[name])
         return Granted(facts, tuple(self._host.fds.pop(str(facts["ifname"]), ())))
 
-    def _count_part(self, lease: Lease, name: str) -> None:
+    def _count(self, lease: Lease, name: str) -> None:
+        """A part is whole."""
         kind, steps = self._kind_of(name), lease.record.parts[name]
-        ifindex, share = int(str(kind.grant(steps)["ifindex"])), kind.share(steps)
-        self._counted[lease.id, name] = (ifindex, share)
-        self._by_ifindex[ifindex] = lease.id
-        self._count(lease.owner.uid, share, +1)
-
-    def _count(self, uid: int, share: Share, sign: int) -> None:
-        scaled = Share(sign * share.leases, sign * share.taps, sign * share.queues)
-        held = self._held.get(uid, Share()).plus(scaled)
-        if held == Share():
-            self._held.pop(uid, None)
-        else:
-            self._held[uid] = held
+        ifindex = int(str(kind.grant(steps)["ifindex"]))
+        self._tally.begun(lease.id, name, lease.owner.uid, ifindex, kind.share(steps))

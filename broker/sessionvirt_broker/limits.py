@@ -2,8 +2,8 @@
 """How much one user, one connection and everybody together may have of everything.
 
 All numbers stand in :class:`Limits`; broker.toml's ``[limits]`` changes each under the same name.
-:class:`Usage` counts calls and prompts. Leases count themselves (``leases.py``), on the worker
-thread where they are made, so that two calls at once cannot both fit; :func:`check` compares.
+:class:`Usage` counts calls and prompts. Leases are counted (``tally.py``) on the worker thread
+where they are made, so that two calls at once cannot both fit; :func:`check` compares.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Share:
     def plus(self, other: Share) -> Share:
         """Both together."""
         return Share(self.leases + other.leases, self.taps + other.taps, self.queues + other.queues)
+
+    def minus(self, other: Share) -> Share:
+        """What is left without the other."""
+        return Share(self.leases - other.leases, self.taps - other.taps, self.queues - other.queues)
 
 
 class Usage:
