@@ -209,6 +209,7 @@ def _put(packages: list[Path], target: Path) -> None:
     part = Path(tempfile.mkdtemp(dir=target.parent))
     for package in packages:
         shutil.copyfile(package, part / package.name)
+        (part / package.name).chmod(0o644)
     part.chmod(0o755)
     try:
         part.rename(target)
