@@ -5,6 +5,7 @@ Everything privileged is tested here, so that nothing of the host is changed. Th
 module:
 
 ``stage``       the project's files below a prefix, as a package would install them
+``debs``        the Debian packages themselves, built once for a state of the checkout
 ``namespaces``  a private view of /usr/local, /run, /etc and of the network
 ``host``        what that host looks like from the inside
 ``outside``     a second network namespace, the world beyond the uplink; ``peer`` answers there
