@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 from . import hold
 from .errors import HostFailure, InvalidRequest, NotFound, NotSupported, StateChanged
 from .kind import Adopted, Owner
-from .lease import RECORD_PREFIX, Acquired, Granted, Lease, kind_word
+from .lease import Acquired, Granted, Lease, kind_word
 from .limits import Share, check
 from .shared import SharedResources
 from .steps import carry_out
+from .takeover import Judge
 from .tally import Tally
 from .undo import Undo
 from .wire import Fields
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from .config import Configuration
     from .host import Host
-    from .journal import Journal, Record
+    from .journal import Journal
     from .kind import Offer, Plan, Request, ResourceKind
     from .steps import Step
     from .wire import TypedValue
@@ -379,23 +380,8 @@ class Leases:
 
         :return: lease and read end of each FIFO that is held; the caller owns the fds.
         """
-        alive: list[tuple[Lease, int]] = []
-        dead: list[Record] = []
-        # What leases share comes first: a lease is judged by it.
-        records = sorted(
-            self._journal.load(), key=lambda record: record.id.startswith(RECORD_PREFIX)
-        )
-        for record in records:
-            if not record.id.startswith(RECORD_PREFIX):
-                self._shared.found(record)
-                continue
-            lease = Lease.of(record)
-            usable = lease.is_sound(self._kinds, self._shared) and self._mend(lease)
-            watch = hold.reopen(self._host.paths.holds / lease.id) if usable else None
-            if watch is None:
-                dead.append(record)
-            else:
-                alive.append((lease, watch))
+        judge = Judge(self._host, self._kinds, self._shared, self._undo)
+        alive, dead = judge.look(self._journal.load())
         self._adopt([lease for lease, _ in alive])
         for record in dead:
             self._undo.record(record)  # nothing of it was counted here
@@ -405,21 +391,6 @@ class Leases:
         self._shared.collect()
         self._shared.resume()
         return [(lease.id, watch) for lease, watch in alive]
-
-    def _mend(self, lease: Lease) -> bool:
-        """Give back the parts that were never answered, half dropped, or are not as given.
-
-        A broker that dies between an Add and its answer takes the new TAP's only fd with it.
-
-        :return: whether anything that was given is left.
-        """
-        ended = lease.unfinished
-        kept = [name for name in lease.record.parts if name not in ended]
-        broken = [name for name in kept if self._broken(name, lease.record.parts[name])]
-        for name in reversed(ended + broken):
-            lease.shared.pop(name, None)
-            self._undo.part(lease.record, name)
-        return not broken or len(broken) < len(kept)
 
     def _adopt(self, alive: Sequence[Lease]) -> None:
         adopted = Adopted(taps=[], networks=[])
