@@ -5,6 +5,11 @@ Start: take up old leases, own the name, say READY. End, when nothing has been h
 STOPPING, give the name up (what was sent before has arrived then), answer it, and go; what is sent
 later activates the next broker, which waits for the lock. Leases that exist at SIGTERM stay, for
 that next one.
+
+A call that was sent in that moment may make a lease, or a prompt. Then the broker goes on where
+nobody has told it to end. systemd, however, knows no way back from STOPPING: it would kill what
+goes on when TimeoutStopSec= is over. There the broker has itself followed by another, by its exit
+status, and asks for time as long as a prompt is open.
 """
 
 from __future__ import annotations
@@ -42,6 +47,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Exit status: leases are held, start the next (RestartForceExitStatus= in the unit).
+EXIT_SUCCESSOR = 75
+#: What was sent before the name was given up is answered in this time, but for prompts.
+_LAST_CALLS_SECONDS = 2.0
+#: As TimeoutStopSec= in the unit.
+_EXTENSION_USEC = 20_000_000
+
 
 class Daemon:
     """One run of the broker."""
@@ -62,11 +74,13 @@ class Daemon:
             leases=self._leases,
             host=self._host,
             config=self._config,
-            changed=self._restart_idle,
+            changed=self._changed,
         )
         self._service = Service(self._bus, self._broker, usage, lambda: self._config.limits)
         self._stop = asyncio.Event()
         self._told = False
+        #: systemd was told STOPPING=1 and waits, while a call of the last moment is under way.
+        self._ending = False
         self._idle: asyncio.TimerHandle | None = None
 
     async def run(self) -> int:
@@ -105,15 +119,20 @@ class Daemon:
                 _notify("STOPPING=1")
                 await self._bus.disown(NAME)
                 # Idle: what was sent before is answered. Told to end: prompts are withdrawn.
-                await self._service.settle(cancel=self._told)
+                seconds = None if self._told else _LAST_CALLS_SECONDS
+                answered = await self._service.settle(cancel=self._told, seconds=seconds)
                 await self._broker.settle()
-                if self._told or not len(self._leases):
+                if answered and (self._told or not len(self._leases)):
                     return 0
-                # A call that came in that moment made a lease: go on, if nobody else has begun.
-                self._stop.clear()
+                if answered and _is_service():
+                    return EXIT_SUCCESSOR
+                # A call that came in that moment made a lease, or put a prompt, which nobody else
+                # is to wait for: go on, if nobody else has begun.
+                self._ending = _is_service()
+                if not self._told:
+                    self._stop.clear()
                 if not await self._bus.own(NAME):
                     return 0
-                _notify("READY=1")
                 self._restart_idle()
         finally:
             lost.cancel()
@@ -126,14 +145,21 @@ class Daemon:
         self._told = True
         self._stop.set()
 
+    def _changed(self) -> None:
+        if not self._ending:
+            self._restart_idle()
+
     def _restart_idle(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
         loop = asyncio.get_running_loop()
-        self._idle = loop.call_later(self._idle_seconds, self._idle_over)
+        seconds = _LAST_CALLS_SECONDS if self._ending else self._idle_seconds
+        self._idle = loop.call_later(seconds, self._idle_over)
 
     def _idle_over(self) -> None:
-        if len(self._leases) or self._service.busy:
+        if self._service.busy or (len(self._leases) and not self._ending):
+            if self._ending:
+                _notify(f"EXTEND_TIMEOUT_USEC={_EXTENSION_USEC}")
             self._restart_idle()
         else:
             self._idle = None
@@ -154,6 +180,11 @@ def run(paths: Paths, keeper: Keeper | None, idle_seconds: float) -> int:
         return await Daemon(paths, keeper, idle_seconds).run()
 
     return asyncio.run(serve())
+
+
+def _is_service() -> bool:
+    """Whether systemd started this and is told what becomes of it."""
+    return "NOTIFY_SOCKET" in os.environ
 
 
 def _notify(state: str) -> None:

@@ -138,13 +138,23 @@ class Service:
         self._tasks.discard(task)
         counted.close()
 
-    async def settle(self, *, cancel: bool) -> None:
-        """Wait for the calls under way, or (``cancel``) end them: prompts are withdrawn."""
+    async def settle(self, *, cancel: bool, seconds: float | None = None) -> bool:
+        """Wait for the calls under way, or (``cancel``) end them: prompts are withdrawn.
+
+        :param seconds: no longer than this.
+        :return: whether all have ended.
+        """
+        loop = asyncio.get_running_loop()
+        end = None if seconds is None else loop.time() + seconds
         while self._tasks:
+            left = None if end is None else end - loop.time()
+            if left is not None and left <= 0:
+                return False
             if cancel:
                 for task in self._tasks:
                     task.cancel()
-            await asyncio.wait(set(self._tasks))
+            await asyncio.wait(set(self._tasks), timeout=left)
+        return True
 
     async def _serve(self, message: Message, fds: int) -> None:
         try:
