@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Tiers, the laboratory's fixtures, and the guard that lets no test leave anything behind.
 
-A test has exactly one of the marks unit, bus, kernel and qemu, and a file has the same one
+A test has exactly one of the marks unit, bus, kernel, qemu and host, and a file has the same one
 throughout. Where one of the others is selected and the process is root, the whole run enters the
-lab (lab/__init__) after collection, before the first test. Where what a tier needs is not there its
+lab (lab/__init__) after collection, before the first test. Tests below host/inside run in the test
+host (host/forward). Where what a tier needs is not there its
 tests are skipped, with the reason; with CI=true that is an error, for then nobody would notice that
 nothing was tested.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from host.forward import Forwarder, is_inside, prepare
 from lab import leaks, namespaces
 from lab.broker import Broker
 from lab.bus import SystemBus
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-TIERS = ("unit", "bus", "kernel", "qemu")
+TIERS = ("unit", "bus", "kernel", "qemu", "host")
 
 #: The programs of each tier. qemu's use both.
 TOOLS = {
@@ -42,10 +44,11 @@ TOOLS = {
     "bus": ("dbus-daemon", "nft", "ip"),
     "kernel": ("nft", "ip", "unshare", "nsenter"),
     "qemu": ("qemu-system-x86_64", "dbus-daemon", "nft", "ip", "dnsmasq"),
+    "host": ("mmdebstrap", "mke2fs", "qemu-system-x86_64", "dpkg-buildpackage"),
 }
 
 #: With CI=true no test may be skipped for want of one of these.
-NO_EXCUSE = re.compile(r"(needs|not) root|\b(qemu|dbus|polkit|nft)", re.IGNORECASE)
+NO_EXCUSE = re.compile(r"(needs|not) root|\b(qemu|dbus|polkit|nft|mmdebstrap)", re.IGNORECASE)
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -94,10 +97,35 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             # There is no way to the archive from inside. Without it the guest's tests say why.
             with contextlib.suppress(GuestError):
                 fetch_kernel()
+        if "host" in tiers and not missing_for("host"):
+            prepare()
         namespaces.enter()
         # A checkout whose broker is not whole can still test what needs none of it.
         if not missing_files():
             namespaces.install()
+
+
+_forwarder: Forwarder | None = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Run what belongs into the test host there, and take its reports for ours."""
+    global _forwarder
+    if not is_inside(item) or missing_for("host"):
+        return None
+    if _forwarder is None:
+        _forwarder = Forwarder(item.config, [one for one in item.session.items if is_inside(one)])
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _forwarder.run(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_sessionfinish() -> None:
+    if _forwarder is not None:
+        _forwarder.close()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
