@@ -10,6 +10,7 @@ It never changes the machine: no package is installed outside the root file syst
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -64,7 +65,12 @@ def built(say: Callable[[str], None]) -> Built:
     if not directory.exists():
         if os.geteuid():
             raise BuildError("building the test host needs root")
-        _build(directory, say)
+        cache().mkdir(parents=True, exist_ok=True)
+        with (cache() / "lock").open("w") as lock:
+            # One builds; who comes meanwhile finds it built.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not directory.exists():
+                _build(directory, say)
     os.utime(directory)
     _forget_old(directory)
     return Built(directory / "disk.img", directory / "vmlinuz", directory / "initrd")
