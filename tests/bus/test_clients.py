@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Interoperability: the clients that desktop programs use, against the broker as it is installed.
 
-gdbus and busctl ask questions only: neither can receive a descriptor, so neither can hold a lease.
+gdbus and busctl ask questions only: they end with the descriptors that they receive, and so does a
+lease of theirs.
 dbus-next, the library of many Python programs, gets a lease with everything in it.
 """
 
