@@ -84,7 +84,9 @@ exec systemd-nspawn --boot --register=no --keep-unit --private-network --capabil
     while not Path(f"/proc/{leader}/root/run/systemd/private").exists() and machine.alive():
         time.sleep(0.05)
     agent = ["nsenter", f"--target={leader}", "--all", "python3", f"{SOURCE}/container.py"]
-    subprocess.Popen(agent, stdin=subprocess.DEVNULL, start_new_session=True)
+    # Not with our output: whoever reads that to its end would wait for the container's.
+    null = subprocess.DEVNULL
+    subprocess.Popen(agent, stdin=null, stdout=null, stderr=null, start_new_session=True)
     return machine
 
 
