@@ -130,7 +130,7 @@ class Forwarder:
         # The names go by a file: there may be more than an argv holds.
         names = "\n".join(self._wanted).encode()
         host.run(["sh", "-c", f"cat > {install.TESTS}/wanted"], stdin=names)
-        ini = f"{install.TESTS}/tests/host/inside/pytest.ini"
+        ini = f"{install.TESTS}/tests/host/inside/inside.ini"
         argv = ["python3", "-B", "-m", "pytest", "-c", ini, f"--rootdir={install.TESTS}"]
         job = host.start(
             [*argv, "@wanted"], cwd=install.TESTS, env={"CI": os.environ.get("CI", "")}
