@@ -115,7 +115,7 @@ class Session:
         os.chown(cache, self.uid, self.gid)
         self.environment |= {"XDG_CACHE_HOME": str(cache), "LC_ALL": "C.UTF-8"}
         self.id = self.environment["XDG_SESSION_ID"]
-        cgroup = Path(f"/proc/{self.leader}/cgroup").read_text().strip().removeprefix("0::/")
+        cgroup = Path(f"/proc/{self.leader}/cgroup").read_text().partition("0::/")[2].strip()
         self.scope = cgroup.rpartition("/")[2]
         self.cgroup = CGROUPS / cgroup
         assert self.scope == f"session-{self.id}.scope", "logind has not taken the leader over"
