@@ -67,18 +67,22 @@ DEFINITION = """\
 </domain>
 """
 
-#: What the guest does. {forged_ip} is a neighbour's address; the gateway's MAC is pinned, so that
-#: the forged packets themselves reach the filter and not only the question for an address before
-#: them.
+#: What the guest does. The gateway's MAC is pinned, so that the forged packets themselves reach the
+#: filter and not only the question for an address before them; and pinned again after each change
+#: of the guest's own MAC, which flushes the permanent neighbours too (neigh_changeaddr() in
+#: net/core/neighbour.c).
 SCRIPT = f"""\
 dhcp
 gateway=$(cat /gateway) address=$(cat /address)
 reach gateway "$gateway"
 say "outside saw $(ask {ADDRESS4} {PORT} /)"
-ip neigh replace "$gateway" lladdr "$(mac_of "$gateway")" dev eth0 nud permanent
+gateway_mac=$(mac_of "$gateway")
+pin() {{ ip neigh replace "$gateway" lladdr "$gateway_mac" dev eth0 nud permanent; }}
 ip link set eth0 address {FORGED_MAC}
+pin
 reach forged-mac "$gateway"
 ip link set eth0 address {MAC}
+pin
 forged=${{address%.*}}.253
 ip addr add "$forged/32" dev eth0
 reach forged-ip "$gateway" "$forged"
