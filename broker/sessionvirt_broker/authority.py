@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbus_fast import Message, MessageType, Variant
 
-from .errors import AuthorityUnavailable
+from .errors import AuthorityUnavailable, Dismissed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Answer(enum.Enum):
     """What polkit said."""
 
     YES = enum.auto()
-    #: It would ask; only without interaction.
+    #: It would ask, and did not: it was not allowed to, or found no agent to show a prompt.
     WOULD_ASK = enum.auto()
     NO = enum.auto()
     DISMISSED = enum.auto()
@@ -62,6 +62,7 @@ class Authority:
 
         :param prompt_seconds: how long a prompt may stay open; None: no prompt.
         :raise AuthorityUnavailable: no answer that means anything. Fail closed.
+        :raise Dismissed: the prompt was open for so long, and is withdrawn.
         """
         self._checks += 1
         cancellation = f"{self._instance}-{self._checks}"
@@ -86,12 +87,10 @@ class Authority:
             raise
         if reply is None:
             await self._cancel(cancellation)
-            raise AuthorityUnavailable(
-                "the prompt was not answered in time"
-                if prompt_seconds
-                else "polkit does not answer"
-            )
-        return _read(reply, prompted=bool(prompt_seconds))
+            if prompt_seconds:
+                raise Dismissed("the prompt was not answered in time")
+            raise AuthorityUnavailable("polkit does not answer")
+        return _read(reply)
 
     async def _cancel(self, cancellation: str) -> None:
         message = Message(
@@ -105,7 +104,7 @@ class Authority:
         await self._bus.ask(message, _CANCEL_SECONDS)
 
 
-def _read(reply: Message, *, prompted: bool) -> Answer:
+def _read(reply: Message) -> Answer:
     if reply.message_type is not MessageType.METHOD_RETURN:
         absent = str(reply.error_name).startswith("org.freedesktop.DBus.Error.")
         raise AuthorityUnavailable("polkit is not there" if absent else "polkit could not decide")
@@ -117,6 +116,9 @@ def _read(reply: Message, *, prompted: bool) -> Answer:
         return Answer.YES
     if "polkit.dismissed" in details:
         return Answer.DISMISSED
-    if is_challenge is True and not prompted:
+    if is_challenge is True:
+        # After a prompt was allowed, too: nobody is registered who could show it. A password that
+        # was wrong is no challenge (check_authorization_challenge_cb() in
+        # polkitbackendinteractiveauthority.c; pkcheck(1) tells them apart the same way).
         return Answer.WOULD_ASK
     return Answer.NO

@@ -94,6 +94,8 @@ class Consent:
                     question.details,
                     prompt_seconds=limits.prompt_seconds,
                 )
+        if answer is Answer.WOULD_ASK:
+            raise InteractionRequired(f"nobody is there to show a prompt: {question.sentence}")
         if answer is Answer.DISMISSED:
             raise Dismissed("the prompt was dismissed")
         if answer is not Answer.YES:

@@ -6,9 +6,9 @@
     BrokerError                 a D-Bus error name and one sentence that may leave the process
     ├── InvalidRequest          malformed; names the field
     ├── UnknownMethod           not in the table
-    ├── InteractionRequired     a prompt is needed and was not allowed
+    ├── InteractionRequired     a prompt is needed, and not allowed or not possible
     ├── NotAuthorized           polkit said no
-    ├── Dismissed               the user closed the prompt
+    ├── Dismissed               the user closed the prompt, or left it open for too long
     ├── AuthorityUnavailable    polkit is absent, failed, or did not answer in time
     ├── Busy                    somebody else holds it
     ├── LimitsExceeded          a quota is used up; names it
@@ -50,7 +50,7 @@ class UnknownMethod(BrokerError):
 
 
 class InteractionRequired(BrokerError):
-    """polkit would ask, and the caller allowed no interaction."""
+    """polkit would ask; the caller allowed no interaction, or has no agent to show a prompt."""
 
     dbus_name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
@@ -62,7 +62,7 @@ class NotAuthorized(BrokerError):
 
 
 class Dismissed(BrokerError):
-    """The user closed the prompt."""
+    """The user closed the prompt, or did not answer it in time."""
 
     dbus_name = ERROR_PREFIX + "Dismissed"
 

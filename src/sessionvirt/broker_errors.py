@@ -31,9 +31,10 @@ INSTALL: Final = (
     "<interface type='user'> in the definition"
 )
 _JOURNAL: Final = "the broker's journal has the details: journalctl -u sessionvirt-broker"
+_RULE_FILE: Final = f"{EXAMPLE_RULE} goes to /etc/polkit-1/rules.d/"
 _RULE: Final = (
     "log in at this machine's own seat (no rule is needed there), or have an administrator allow "
-    f"it: {EXAMPLE_RULE} goes to /etc/polkit-1/rules.d/"
+    f"it: {_RULE_FILE}"
 )
 
 
@@ -57,7 +58,7 @@ _WORDINGS: Final = {
         _RULE,
     ),
     f"{_OURS}Dismissed": _Wording(
-        PermissionDeniedError, "the prompt was dismissed", "start again and authenticate"
+        PermissionDeniedError, "nobody authenticated", "start again and answer the prompt"
     ),
     f"{_OURS}AuthorityUnavailable": _Wording(
         BrokerUnavailableError,
@@ -99,7 +100,8 @@ _WORDINGS: Final = {
     f"{_BUS}InteractiveAuthorizationRequired": _Wording(
         InteractionRequiredError,
         "authentication is needed, and there is nobody to ask",
-        "run it in a terminal or a desktop session, without --no-ask-password",
+        "run it in a terminal or a desktop session, without --no-ask-password, or have an "
+        f"administrator allow it: {_RULE_FILE}",
     ),
     f"{_BUS}InvalidArgs": _Wording(UsageError, "the broker does not accept the request"),
     f"{_BUS}UnknownMethod": _Wording(

@@ -149,7 +149,7 @@ def test_a04_an_error_a_no_and_a_challenge_are_not_a_yes(
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [(NO, "NotAuthorized"), (ASK, "NotAuthorized"), (DISMISSED, "Dismissed")],
+    [(NO, "NotAuthorized"), (ASK, "InteractiveAuthorizationRequired"), (DISMISSED, "Dismissed")],
 )
 def test_a04_only_a_yes_at_the_prompt_is_one(
     broker: Broker, authority: FakePolkit, alice: User, answer: list[Any], error: str
@@ -174,7 +174,7 @@ def test_a04_a_prompt_that_nobody_answers_ends_by_the_brokers_own_deadline(
         prompt = authority.check()
         assert authority.cancelled() == prompt.cancellation
         error = client.answer(serial).error
-        assert error.short == "AuthorityUnavailable"
+        assert error.short == "Dismissed"
         assert "not answered in time" in error.text
         authority.answer_check(prompt, YES)
         authority.silence()

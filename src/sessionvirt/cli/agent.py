@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import termios
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.descriptors import Fd
@@ -57,9 +58,24 @@ async def terminal_agent(*, wanted: bool) -> AsyncIterator[None]:
             )
         async with child:
             await _until_closed(ours)
-            yield
-            # It puts the terminal's settings back when it is asked to end.
-            await child.terminate(_END_PATIENCE)
+            before = _settings()
+            try:
+                yield
+            finally:
+                # However the question ended: an agent that still waits for a password has turned
+                # the echo off, and turns it on again only when it is asked to end.
+                cut_off = _settings() not in (None, before)
+                await child.terminate(_END_PATIENCE)
+                if cut_off:
+                    print(file=sys.stderr)
+
+
+def _settings() -> list[object] | None:
+    """The terminal's; None once it is hung up."""
+    try:
+        return termios.tcgetattr(sys.stdin)
+    except termios.error:
+        return None
 
 
 def _subject() -> str:
