@@ -127,9 +127,9 @@ def _drivers() -> dict[str, str]:
 
 def _processes() -> dict[str, str]:
     processes = {}
-    for line in _output("ps", "-eo", "pid=,lstart=,user:32=,args=").splitlines():
+    for line in _output("ps", "-ww", "-eo", "pid=,lstart=,user:32=,args=").splitlines():
         pid, *start, user, args = line.split(maxsplit=7)
-        if not IGNORED_PROCESSES.search(args) and int(pid) != os.getpid() and "ps -eo" not in args:
+        if not IGNORED_PROCESSES.search(args) and int(pid) != os.getpid() and "ps -ww" not in args:
             processes[f"{pid} ({' '.join(start)})"] = f"{user}: {args[:160]}"
     return processes
 
