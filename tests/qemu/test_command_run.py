@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab import button
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -202,6 +204,13 @@ def test_when_the_command_is_killed_so_is_qemu(halted: subprocess.Popen[str]) ->
 # --- a terminal
 
 
+#: In a session whose terminal it is, as a shell would make it.
+ON_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def read_until(terminal: int, words: bytes) -> bytes:
     seen = b""
     while words not in seen:
@@ -216,13 +225,8 @@ def test_on_a_terminal_ctrl_c_is_ours_and_the_settings_come_back(
     guest = write_guest(tmp_path, b"\xfa" + HALT)
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
-    # A session whose terminal it is, as a shell would make it.
-    script = (
-        "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
     with subprocess.Popen(
-        [sys.executable, "-c", script, *command("run", guest)],
+        [sys.executable, "-c", ON_TERMINAL, *command("run", guest)],
         env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
         try:
@@ -239,6 +243,29 @@ def test_on_a_terminal_ctrl_c_is_ours_and_the_settings_come_back(
             process.kill()
             os.close(ours)
             os.close(theirs)
+
+
+def test_a_terminal_that_is_closed_asks_the_guest_to_power_down(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """As where its window is closed: nobody can be told any more, and it ends all the same."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(button.boot_sector().ljust(1 << 20, b"\0"))
+    guest = tmp_path / "guest.xml"
+    guest.write_text(XML.format(disk=disk, devices=""))
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_TERMINAL, *command("run", guest)],
+        env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        try:
+            os.close(theirs)
+            read_until(ours, button.RUNNING.encode())
+            os.close(ours)
+            # The guest has done as it was asked: nothing waited for the ten seconds' patience.
+            assert process.wait(8) == 128 + signal.SIGHUP
+        finally:
+            process.kill()
 
 
 # --- without a guest

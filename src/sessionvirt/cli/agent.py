@@ -67,7 +67,8 @@ async def terminal_agent(*, wanted: bool) -> AsyncIterator[None]:
                 cut_off = _settings() not in (None, before)
                 await child.terminate(_END_PATIENCE)
                 if cut_off:
-                    print(file=sys.stderr)
+                    with contextlib.suppress(OSError):
+                        print(file=sys.stderr)
 
 
 def _settings() -> list[object] | None:

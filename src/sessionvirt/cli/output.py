@@ -12,6 +12,7 @@ shown escaped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -57,22 +58,28 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
-def say(text: str) -> None:
-    """Write a message to stderr."""
-    print(f"sessionvirt: {visible(text)}", file=sys.stderr, flush=True)
+def say(text: str, *, fresh_line: bool = False) -> None:
+    """Write a message to stderr, where anybody is left to read it.
+
+    A terminal that was closed refuses it (EIO), which must not keep its caller from what it does.
+
+    :param fresh_line: on a terminal, where a guest may have left the cursor anywhere.
+    """
+    with contextlib.suppress(OSError):
+        if fresh_line and sys.stderr.isatty():
+            print(file=sys.stderr)
+        print(f"sessionvirt: {visible(text)}", file=sys.stderr, flush=True)
 
 
 def print_error(error: SessionvirtError) -> None:
-    """Write cause, evidence and advice to stderr."""
+    """Write cause, evidence and advice to stderr, where anybody is left to read it."""
     head = paint("sessionvirt:", "red", sys.stderr)
-    print(f"{head} {visible(error.cause)}", file=sys.stderr)
-    for line in visible(error.evidence).splitlines():
-        print(f"  {line}", file=sys.stderr)
+    lines = [f"{head} {visible(error.cause)}"]
+    lines += [f"  {line}" for line in visible(error.evidence).splitlines()]
     if error.advice:
-        print(
-            f"{paint('what to do:', 'bold', sys.stderr)} {visible(error.advice)}", file=sys.stderr
-        )
-    sys.stderr.flush()
+        lines.append(f"{paint('what to do:', 'bold', sys.stderr)} {visible(error.advice)}")
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def print_json(values: Mapping[str, object]) -> None:

@@ -185,10 +185,7 @@ class _Run:
 
     def _message(self, text: str) -> None:
         if not self._quiet:
-            if sys.stderr.isatty():
-                # The guest may have left the cursor anywhere.
-                print(file=sys.stderr)
-            say(text)
+            say(text, fresh_line=True)
 
     def _status(self, outcome: Outcome) -> int:
         if self._signal is not None:

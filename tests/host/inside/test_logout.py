@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from host.inside.bootdisk import RUNNING, machine
+from host.inside.bootdisk import machine
 from host.inside.sessions import Session, processes, properties, until
 from lab import host
+from lab.button import RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

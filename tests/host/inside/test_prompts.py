@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from host.inside import strangers, units
-from host.inside.bootdisk import POWER_OFF, RUNNING, Machine, machine
+from host.inside.bootdisk import Machine, machine
 from host.inside.sessions import Session, foreground, processes, until
 from host.recipe import ACCOUNTS
 from lab import host
+from lab.button import POWER_OFF, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
