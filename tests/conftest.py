@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from host.forward import Forwarder, is_inside, prepare
+from host.forward import Forwarder, is_inside
+from host.shared import Shared, prepare
 from lab import leaks, namespaces
 from lab.broker import Broker
 from lab.bus import SystemBus
@@ -35,6 +36,8 @@ from lab.users import User
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from host.machine import Machine
 
 TIERS = ("unit", "bus", "kernel", "qemu", "host")
 
@@ -90,6 +93,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Enter the lab, once it is known that a selected test needs it."""
+    global _last_in_host
+    _last_in_host = ([""] + [i.nodeid for i in session.items if tier_of(i) == "host"])[-1]
     leaks.adopt_orphans()
     tiers = {tier_of(item) for item in session.items}
     if tiers - {"unit"} and os.geteuid() == 0 and not session.config.option.collectonly:
@@ -106,6 +111,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 _forwarder: Forwarder | None = None
+_shared_host = Shared()
+_last_in_host = ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -115,7 +122,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if not is_inside(item) or missing_for("host"):
         return None
     if _forwarder is None:
-        _forwarder = Forwarder(item.config, [one for one in item.session.items if is_inside(one)])
+        inside = [one for one in item.session.items if is_inside(one)]
+        _forwarder = Forwarder(item.config, inside, _shared_host)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _forwarder.run(item):
         item.ihook.pytest_runtest_logreport(report=report)
@@ -123,9 +131,22 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     return True
 
 
-def pytest_sessionfinish() -> None:
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    if nodeid == _last_in_host:
+        leave_host()
+
+
+def leave_host() -> None:
+    """Take its evidence, and end it: emulating it costs a core, though nothing happens in it."""
+    global _forwarder
     if _forwarder is not None:
         _forwarder.close()
+        _forwarder = None
+    _shared_host.close()
+
+
+def pytest_sessionfinish() -> None:
+    leave_host()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -213,6 +234,12 @@ def bus() -> Iterator[SystemBus]:
     with SystemBus() as system_bus:
         LASTING.append(system_bus.daemon)
         yield system_bus
+
+
+@pytest.fixture(scope="module")
+def testhost() -> Machine:
+    """The test host, for what turns it upside down; gone with the last test that needs it."""
+    return _shared_host.machine()
 
 
 @pytest.fixture(scope="session")

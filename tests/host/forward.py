@@ -2,10 +2,10 @@
 """pytest here, its tests there: the tests below ``inside/`` run in the test host.
 
 They are collected here like all others, so that -k, -m and a test's name mean what they always do.
-When the first one's turn comes, a host is booted (or the one that ``SESSIONVIRT_TESTHOST`` names is
-used), a pytest in it gets the names of all that are wanted, and each of its reports is passed on
-here as it comes, under the same name. A test that the other pytest never spoke of has failed, and
-so has one that says nothing for :data:`SILENCE_SECONDS`.
+When the first one's turn comes, a pytest in the host (``host/shared.py``) gets the names of all
+that are wanted, and each of its reports is passed on here as it comes, under the same name. A test
+that the other pytest never spoke of has failed, and so has one that says nothing for
+:data:`SILENCE_SECONDS`.
 
 What a failure leaves behind (the journal, captures: ``inside/evidence.py``) is brought out to
 ``dist/testhost/``.
@@ -21,20 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from host import install, kernel, machine
-from host.build import BuildError, built
+from host import install
+from host.build import BuildError
 from host.channel import Kind
-from host.connection import Connection, HostError
-from host.emulator import emulator
+from host.connection import HostError
 from lab.stage import ROOT
-from sessionvirt.host.kvm import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from host.connection import Job
+    from host.connection import Connection, Job
+    from host.shared import Shared
 
-__all__ = ["EVIDENCE", "Forwarder", "is_inside", "prepare"]
+__all__ = ["EVIDENCE", "Forwarder", "is_inside"]
 
 INSIDE = ROOT / "tests/host/inside"
 #: Where evidence of failures is, in the host and here.
@@ -52,31 +51,12 @@ def is_inside(item: pytest.Item) -> bool:
     return INSIDE in item.path.parents
 
 
-def prepare() -> None:
-    """Build what a host is booted from; it needs the network, which tests have not.
-
-    :raise pytest.UsageError: it cannot be built.
-    """
-    if os.environ.get("SESSIONVIRT_TESTHOST"):
-        return
-    try:
-        built(_say)
-        emulator(_say)
-    except BuildError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def _say(sentence: str) -> None:
-    # Past pytest's capture: minutes of nothing look like a hang.
-    with contextlib.suppress(OSError), open("/dev/stderr", "w", encoding="utf-8") as stream:
-        stream.write(f"\n{sentence}" if os.environ.get("CI") == "true" else f"\r\x1b[K{sentence}")
-
-
 class Forwarder:
     """One pytest in one host, from its first test to its last."""
 
-    def __init__(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def __init__(self, config: pytest.Config, items: list[pytest.Item], shared: Shared) -> None:
         self._config = config
+        self._shared = shared
         self._wanted = [item.nodeid for item in items]
         self._stack = contextlib.ExitStack()
         self._reports: Iterator[pytest.TestReport] | None = None
@@ -125,7 +105,7 @@ class Forwarder:
         return next(self._reports)
 
     def _start(self) -> Iterator[pytest.TestReport]:
-        host = self._stack.enter_context(self._host())
+        host = self._stack.enter_context(self._shared.machine().connect())
         host.run(["rm", "-rf", EVIDENCE])
         # The names go by a file: there may be more than an argv holds.
         names = "\n".join(self._wanted).encode()
@@ -136,23 +116,6 @@ class Forwarder:
             [*argv, "@wanted"], cwd=install.TESTS, env={"CI": os.environ.get("CI", "")}
         )
         return self._read(host, job)
-
-    @contextlib.contextmanager
-    def _host(self) -> Iterator[Connection]:
-        """A host with this checkout in it: the one that was named, or one of our own."""
-        if name := os.environ.get("SESSIONVIRT_TESTHOST"):
-            one = machine.running(name)
-            if one is None:
-                raise HostError(f"no test host {name!r} is running; ./dev host --name {name} start")
-            with one.connect() as host:
-                install.put_tests(host)
-                yield host
-            return
-        parts = (kernel.chosen(built(_say), "debian", _say), emulator(_say))
-        name = f"pytest-{os.getpid()}"
-        with machine.boot(parts, name, _say, kvm=probe().usable) as one, one.connect() as host:
-            install.furnish(host, _say)
-            yield host
 
     def _read(self, host: Connection, job: Job) -> Iterator[pytest.TestReport]:
         """Reports as they come; when the pytest inside has ended, its evidence."""
@@ -178,7 +141,7 @@ class Forwarder:
             host.get(EVIDENCE, EVIDENCE_HERE)
 
     def close(self) -> None:
-        """Take the last evidence, and end the host."""
+        """Take the last evidence, and leave the host."""
         if self._reports is not None and not self._broken:
             for report in self._reports:
                 self._said.append(f"a report of no test here: {report.nodeid}")

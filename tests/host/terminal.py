@@ -45,8 +45,13 @@ def attach(host: Connection, argv: Sequence[str]) -> int:
                 status = int(data)
                 return status if status >= 0 else SIGNALLED - status
             stream = sys.stdout.buffer if kind is Kind.OUTPUT else sys.stderr.buffer
-            stream.write(data)
-            stream.flush()
+            try:
+                stream.write(data)
+                stream.flush()
+            except BrokenPipeError:
+                # As where the command were here: "| head" ends it, without a word.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGPIPE)
     return 1
 
 

@@ -12,7 +12,6 @@ shown escaped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -59,27 +58,34 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def say(text: str, *, fresh_line: bool = False) -> None:
-    """Write a message to stderr, where anybody is left to read it.
-
-    A terminal that was closed refuses it (EIO), which must not keep its caller from what it does.
+    """Write a message to stderr.
 
     :param fresh_line: on a terminal, where a guest may have left the cursor anywhere.
     """
-    with contextlib.suppress(OSError):
-        if fresh_line and sys.stderr.isatty():
-            print(file=sys.stderr)
-        print(f"sessionvirt: {visible(text)}", file=sys.stderr, flush=True)
+    start = "\n" if fresh_line and sys.stderr.isatty() else ""
+    _write(f"{start}sessionvirt: {visible(text)}")
+
+
+def _write(text: str) -> None:
+    """A line to stderr, where anybody is left to read it.
+
+    A terminal that was closed refuses it (EIO), which must not keep our caller from what it does.
+    Nor the interpreter, which would try again at its end, and exit with status 120.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
 def print_error(error: SessionvirtError) -> None:
-    """Write cause, evidence and advice to stderr, where anybody is left to read it."""
+    """Write cause, evidence and advice to stderr."""
     head = paint("sessionvirt:", "red", sys.stderr)
     lines = [f"{head} {visible(error.cause)}"]
     lines += [f"  {line}" for line in visible(error.evidence).splitlines()]
     if error.advice:
         lines.append(f"{paint('what to do:', 'bold', sys.stderr)} {visible(error.advice)}")
-    with contextlib.suppress(OSError):
-        print("\n".join(lines), file=sys.stderr, flush=True)
+    _write("\n".join(lines))
 
 
 def print_json(values: Mapping[str, object]) -> None:

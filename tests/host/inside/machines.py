@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from dbus_fast import Variant
 
-from lab import frames, rawbus
+from host.inside import units
+from lab import frames, host, rawbus
 from lab.tap import Tap
 from lab.users import User
 
@@ -28,7 +29,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-__all__ = ["GATEWAY", "RECORDS", "Held", "Holder", "Running", "dhcp4", "permitted", "works"]
+__all__ = [
+    "GATEWAY",
+    "RECORDS",
+    "RULES",
+    "Held",
+    "Holder",
+    "Running",
+    "dhcp4",
+    "network",
+    "permit",
+    "permitted",
+    "works",
+]
 
 GATEWAY = "10.213.80.1"
 SECONDS = 90.0
@@ -60,12 +73,17 @@ XML = """\
 """
 
 
+def permit() -> None:
+    """Have polkit say yes to everybody, as by an administrator's rule: nobody here is logged in."""
+    RULES.write_text(RULE)
+    _wait_for_rules("yes")
+
+
 @contextlib.contextmanager
 def permitted() -> Iterator[None]:
-    """polkit says yes to everybody, as by an administrator's rule: nobody here is logged in."""
-    RULES.write_text(RULE)
+    """polkit says yes to everybody for a while."""
     try:
-        _wait_for_rules("yes")
+        permit()
         yield
     finally:
         RULES.unlink()
@@ -195,6 +213,17 @@ def _taps(grants: list[dict[str, Variant]], fds: list[int]) -> list[Tap]:
         facts = {key: value.value for key, value in grant.items()}
         taps.append(Tap([fds[index] for index in facts.pop("fds")], facts))
     return taps
+
+
+def network() -> dict[str, object]:
+    """All that machines have of the host: interfaces, rules, addresses, and who serves them."""
+    return {
+        "links": {name: host.link(name)["ifindex"] for name in host.ours()},
+        "macs": sorted(map(str, host.elements("bridge", "macs"))),
+        "uplinks": host.forwarding("svn_default"),
+        "dnsmasq": units.main_pid(units.DNSMASQ),
+        "holds": sorted(one.name for one in (RECORDS.parent / "holds").iterdir()),
+    }
 
 
 def exchange(tap: Tap, question: bytes, ports: tuple[int, int], mark: bytes) -> frames.Packet:

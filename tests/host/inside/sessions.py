@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 __all__ = ["Session", "Terminal", "foreground", "processes", "properties", "until"]
@@ -190,6 +190,15 @@ class Session:
             **more,
         )
 
+    @contextlib.contextmanager
+    def running(self, argv: Sequence[str], **more: Any) -> Iterator[subprocess.Popen[str]]:
+        """A program that is killed at the end, if nothing has ended it before."""
+        with self.popen(argv, **more) as child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
     def run(
         self, argv: Sequence[str], *, timeout: float = SECONDS, **more: Any
     ) -> subprocess.CompletedProcess[str]:
@@ -224,11 +233,17 @@ class Session:
                     os.kill(pid, signal.SIGKILL)
         self.log_out()
         until(lambda: not properties("session", self.id), f"session {self.id} is gone")
-        if not properties("user", self.user).get("Sessions", "").strip():
+        if not self._others():
             # At once, and not after UserStopDelaySec=.
             terminate = ["loginctl", "terminate-user", self.user]
             subprocess.run(terminate, check=False, capture_output=True)
             until(lambda: not properties("user", self.user), f"{self.user} is gone")
+
+    def _others(self) -> list[str]:
+        """The user's other sessions; the user manager's own (class "manager") is none."""
+        names = properties("user", self.user).get("Sessions", "").split()
+        classes = {name: properties("session", name).get("Class", "") for name in names}
+        return [name for name, kind in classes.items() if kind and not kind.startswith("manager")]
 
     def __enter__(self) -> Self:
         return self

@@ -39,7 +39,7 @@ IGNORED_FILES = re.compile(
 ACCOUNTS = tuple(f"/etc/{name}" for name in ("passwd", "group", "shadow", "gshadow"))
 #: Processes that come and go by themselves.
 IGNORED_PROCESSES = re.compile(
-    r"^\[|systemd-(udevd|userwork|hostnamed|timedated|locale[d]|nsresour)|\(udev-worker\)|\(sd-"
+    r"systemd-(udevd|userwork|hostnamed|timedated|locale[d]|nsresour)|\(udev-worker\)|\(sd-"
     r"|agetty|polkitd|pytest|agent\.py|journalctl|^\(|dbus-daemon|libvirtd|virtlogd|machined"
 )
 #: Units that come and go by themselves: by the clock, by a look at them, for a device.
@@ -126,11 +126,19 @@ def _drivers() -> dict[str, str]:
 
 
 def _processes() -> dict[str, str]:
+    """By number and start, in the kernel's ticks since boot: a clock that jumps changes nothing."""
     processes = {}
-    for line in _output("ps", "-ww", "-eo", "pid=,lstart=,user:32=,args=").splitlines():
-        pid, *start, user, args = line.split(maxsplit=7)
-        if not IGNORED_PROCESSES.search(args) and int(pid) != os.getpid() and "ps -ww" not in args:
-            processes[f"{pid} ({' '.join(start)})"] = f"{user}: {args[:160]}"
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+            args = b" ".join(words).decode(errors="replace").strip()
+            began = (directory / "stat").read_text().rpartition(")")[2].split()[19]
+            uid = directory.stat().st_uid
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        # A kernel's thread and a zombie have no command line.
+        if args and int(directory.name) != os.getpid() and not IGNORED_PROCESSES.search(args):
+            processes[f"{directory.name} ({began})"] = f"uid {uid}: {args[:160]}"
     return processes
 
 

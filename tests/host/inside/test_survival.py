@@ -33,17 +33,6 @@ def permission() -> Iterator[None]:
         yield
 
 
-def network() -> dict[str, object]:
-    """All that machines have of the host: interfaces, rules, addresses, and who serves them."""
-    return {
-        "links": {name: host.link(name)["ifindex"] for name in host.ours()},
-        "macs": sorted(map(str, host.elements("bridge", "macs"))),
-        "uplinks": host.forwarding("svn_default"),
-        "dnsmasq": units.main_pid(units.DNSMASQ),
-        "holds": sorted(one.name for one in (machines.RECORDS.parent / "holds").iterdir()),
-    }
-
-
 def leases(name: str) -> set[str]:
     """What a user has, by a new connection; the call starts the broker where none runs."""
     with machines.Holder(name) as client:
@@ -60,20 +49,20 @@ def test_machines_keep_their_network_when_the_broker_is_killed_or_stopped() -> N
     with machines.Holder("user2") as two, two.take() as held, units.Watch() as watch:
         with machines.Running("user1", "machine") as machine:
             assert machines.works(held)
-            before, lease = network(), machine.lease()["lease"]
+            before, lease = machines.network(), machine.lease()["lease"]
 
             former = units.killed()
             assert machines.works(held)
             watch.until("active", former=former)
             assert units.show(units.BROKER, "NRestarts")["NRestarts"] == "1"
             assert (leases("user1"), leases("user2")) == ({lease}, {held.path})
-            assert network() == before
+            assert machines.network() == before
 
             units.stop()
-            assert network() == before
+            assert machines.network() == before
             assert machines.works(held)
             assert (leases("user1"), leases("user2")) == ({lease}, {held.path})
-            assert network() == before
+            assert machines.network() == before
 
             (grant,) = machine.lease()["grants"]
             with link_goes(grant["ifname"].value):

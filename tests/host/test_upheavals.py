@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What shakes the whole host, with two users' machines running: nothing of theirs is lost or left.
+
+A new bus, a new version, sleep, another time, a new boot, the packages' removal. Driven from
+outside, because a pytest inside would not live through it; in the host that the tests inside have
+had, after them, and in this order: the removal is last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from host import install
+from host.connection import HostError
+from lab import debs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from host.connection import Connection
+    from host.machine import Machine
+
+pytestmark = pytest.mark.host
+
+NEWER = "99.0"
+RUNTIME = "/run/sessionvirt-broker"
+#: As an administrator would look for what is left.
+LEFTOVERS = (
+    "find / -xdev \\( -path /proc -o -path /srv -o -path /var/lib/testhost -o -path /var/log"
+    " -o -path /var/cache -o -path /tmp \\) -prune -o -iname '*sessionvirt*' -print; "
+    "ls -d /run/*sessionvirt* 2>/dev/null; getent passwd | grep sessionvirt; "
+    "ip -o link | grep -E 'sv[tn]'; nft list tables | grep sessionvirt; pgrep -a dnsmasq"
+)
+
+
+def upheaval(host: Connection, verb: str) -> Any:
+    """A verb of ``host.inside.upheaval``, in the host."""
+    program = "import runpy, sys; sys.argv[1:] = [sys.argv[1]]; "
+    program += "runpy.run_module('host.inside.upheaval', run_name='__main__')"
+    paths = f"import sys; sys.path[:0] = ['{install.TESTS}/tests']; "
+    done = host.run(["python3", "-B", "-c", paths + program, verb], timeout=240)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def host(testhost: Machine) -> Iterator[Connection]:
+    """A way into the host."""
+    with testhost.connect() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def before(testhost: Machine) -> Iterator[dict[str, Any]]:
+    """What two machines have that run from now on."""
+    with testhost.connect() as connection:
+        upheaval(connection, "begin")
+        yield upheaval(connection, "look")
+        with contextlib.suppress(HostError):  # the host was booted anew
+            upheaval(connection, "end")
+
+
+def unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Everything but the broker's process is what it was: interfaces, dnsmasq, QEMU, leases."""
+    assert {key: after[key] for key in before if key != "broker"} == {
+        key: before[key] for key in before if key != "broker"
+    }
+    assert len(after["leases"]) == len(after["qemus"]) == 2
+    assert {lease["state"] for lease in after["leases"].values()} == {"held"}
+
+
+def test_a_bus_that_is_killed_takes_nobodys_network_away(
+    host: Connection, before: dict[str, Any]
+) -> None:
+    """The broker loses its name and its callers; it comes again, and knows all of them."""
+    host.run(["systemctl", "kill", "--signal=KILL", "dbus.service"])
+    host.run(["systemctl", "start", "dbus.service"])
+    after = upheaval(host, "look")
+    unchanged(before, after)
+    assert after["broker"] != before["broker"]
+
+
+def test_an_upgrade_of_the_packages_keeps_the_machines(
+    host: Connection, before: dict[str, Any]
+) -> None:
+    """By apt, while they run; afterwards the broker of the new version has their leases."""
+    packages = debs.built(NEWER)
+    host.put({f"/srv/newer/{package.name}": package for package in packages})
+    former = upheaval(host, "look")["broker"]
+    names = [f"/srv/newer/{package.name}" for package in packages]
+    host.run(["apt-get", "install", "--yes", "--quiet", *names], timeout=600)
+    after = upheaval(host, "look")
+    unchanged(before, after)
+    assert after["broker"] != former
+    version = "--showformat=${Version}"
+    shown = host.run(["dpkg-query", "--show", version, "sessionvirt-broker"]).text
+    assert shown == NEWER
+    assert host.run(["systemctl", "is-enabled", "sessionvirt-broker"], check=False).text == "static"
+
+
+def test_sleep_and_a_clock_that_jumps_change_nothing(
+    testhost: Machine, host: Connection, before: dict[str, Any]
+) -> None:
+    """Suspend to memory and wake up; then a year ahead, and back.
+
+    The broker counts by the monotonic clock, and a lease has no end of its own.
+    """
+    host.run(["systemctl", "start", "sessionvirt-broker"])
+    former = upheaval(host, "look")
+    sleeps = host.start(["sh", "-c", "echo mem > /sys/power/state"])
+    deadline = time.monotonic() + 60
+    while (status := testhost.monitor("query-status")) and (
+        dict(status)["status"] != "suspended"  # type: ignore[call-overload]
+    ):
+        assert time.monotonic() < deadline, f"the host does not sleep: {status}"
+        time.sleep(0.1)  # an event would have to be waited for from before the command
+    testhost.monitor("system_wakeup")
+    assert list(sleeps.output(60))[-1][1] == b"0"
+    assert upheaval(host, "look") == former
+    unchanged(before, former)
+    now = time.time()
+    for moment in (now + 366 * 86400, now - 366 * 86400, now):
+        host.run(["date", "--set", f"@{moment:.0f}"])
+        assert upheaval(host, "look") == former
+
+
+def test_after_a_new_boot_nothing_stale_is_believed(
+    testhost: Machine, host: Connection, before: dict[str, Any]
+) -> None:
+    """The power fails with both machines running; what was in /run is even put back.
+
+    Whoever wrote the records, they are of another boot: interfaces of their names, that somebody
+    else may have, are not touched.
+    """
+    assert len(before["leases"]) == 2
+    host.run(["cp", "-a", RUNTIME, "/root/kept"])
+    name = sorted(link for link in before["links"] if link.startswith("svt"))[0]
+    testhost.monitor("system_reset")
+    with testhost.connect() as again:
+        again.run(["cp", "-a", "/root/kept", RUNTIME])
+        again.run(["rm", "-rf", "/root/kept"])
+        again.run(["ip", "tuntap", "add", name, "mode", "tap"])
+        after = upheaval(again, "look")
+        assert (after["leases"], after["macs"], after["uplinks"]) == ({}, [], "0")
+        assert list(after["links"]) == [name]
+        again.run(["ip", "link", "delete", name])
+        records = again.run(["find", f"{RUNTIME}/records", f"{RUNTIME}/holds", "-type", "f"])
+        assert records.text == ""
+
+
+def test_a_purge_gives_back_what_is_held_and_leaves_nothing(
+    host: Connection, before: dict[str, Any]
+) -> None:
+    """Both machines run when apt removes what they use: it is as if we had never been here."""
+    assert before["leases"]
+    upheaval(host, "begin")
+    assert len(upheaval(host, "look")["leases"]) == 2
+    host.run(["apt-get", "purge", "--yes", "--quiet", "sessionvirt*"], timeout=600)
+    try:
+        qemus = host.run(["pgrep", "--count", "qemu-system"], check=False).text
+        assert qemus == "2", "a machine is its user's: it goes on, without a network"
+        host.run(["systemctl", "stop", "testhost-left", "testhost-right"])
+        rules = "/etc/polkit-1/rules.d/10-sessionvirt-test.rules"
+        host.run(["rm", rules, "/home/user1/left.img", "/home/user2/right.img"])
+        assert host.run(["sh", "-c", LEFTOVERS], check=False).text == ""
+    finally:
+        packages = f"{install.PACKAGES}/*.deb"
+        host.run(["sh", "-c", f"apt-get install --yes --quiet {packages}"], timeout=600)
