@@ -4,7 +4,7 @@
 A test has exactly one of the marks unit, bus, kernel, qemu and host, and a file has the same one
 throughout. Where one of the others is selected and the process is root, the whole run enters the
 lab (lab/__init__) after collection, before the first test. Tests below host/inside run in the test
-host (host/forward). Where what a tier needs is not there its
+host (host/forward), meanwhile. Where what a tier needs is not there its
 tests are skipped, with the reason; with CI=true that is an error, for then nobody would notice that
 nothing was tested.
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from host.forward import Forwarder, is_inside
-from host.shared import Shared, prepare
+from host.runner import Runner, prepare
 from lab import leaks, namespaces
 from lab.broker import Broker
 from lab.bus import SystemBus
@@ -93,8 +93,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Enter the lab, once it is known that a selected test needs it."""
-    global _last_in_host
-    _last_in_host = ([""] + [i.nodeid for i in session.items if tier_of(i) == "host"])[-1]
     leaks.adopt_orphans()
     tiers = {tier_of(item) for item in session.items}
     if tiers - {"unit"} and os.geteuid() == 0 and not session.config.option.collectonly:
@@ -103,27 +101,34 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             with contextlib.suppress(GuestError):
                 fetch_kernel()
         if "host" in tiers and not missing_for("host"):
-            prepare()
+            start_host(session)
         namespaces.enter()
         # A checkout whose broker is not whole can still test what needs none of it.
         if not missing_files():
             namespaces.install()
 
 
+_runner: Runner | None = None
 _forwarder: Forwarder | None = None
-_shared_host = Shared()
 _last_in_host = ""
+
+
+def start_host(session: pytest.Session) -> None:
+    """Have the test host booted, and its tests run, while the other tiers have their turn."""
+    global _runner, _forwarder, _last_in_host
+    prepare()
+    wanted = [item for item in session.items if tier_of(item) == "host"]
+    _runner = Runner([item.nodeid for item in wanted if is_inside(item)])
+    leaks.APART.add(_runner.pid)
+    _forwarder = Forwarder(session.config, _runner)
+    _last_in_host = wanted[-1].nodeid
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Run what belongs into the test host there, and take its reports for ours."""
-    global _forwarder
-    if not is_inside(item) or missing_for("host"):
+    """Take what was reported in the test host of what belongs there."""
+    if not is_inside(item) or _forwarder is None:
         return None
-    if _forwarder is None:
-        inside = [one for one in item.session.items if is_inside(one)]
-        _forwarder = Forwarder(item.config, inside, _shared_host)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _forwarder.run(item):
         item.ihook.pytest_runtest_logreport(report=report)
@@ -137,12 +142,9 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
 
 
 def leave_host() -> None:
-    """Take its evidence, and end it: emulating it costs a core, though nothing happens in it."""
-    global _forwarder
-    if _forwarder is not None:
-        _forwarder.close()
-        _forwarder = None
-    _shared_host.close()
+    """End it: to emulate it costs a processor, though nothing happens in it."""
+    if _runner is not None:
+        _runner.close()
 
 
 def pytest_sessionfinish() -> None:
@@ -239,7 +241,8 @@ def bus() -> Iterator[SystemBus]:
 @pytest.fixture(scope="module")
 def testhost() -> Machine:
     """The test host, for what turns it upside down; gone with the last test that needs it."""
-    return _shared_host.machine()
+    assert _runner is not None
+    return _runner.machine()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from host.build import Built
 
-__all__ = ["KERNELS", "chosen"]
+__all__ = ["KERNELS", "chosen", "ready"]
 
 KERNELS = ("debian", "iommufd")
 
@@ -66,14 +66,23 @@ def chosen(built: Built, name: str, say: Callable[[str], None]) -> Built:
     """
     if name == "debian":
         return built
-    return replace(built, kernel=READY if READY.exists() else _made(say), initrd=None)
+    return replace(built, kernel=ready() or _made(say), initrd=None)
+
+
+def ready() -> Path | None:
+    """The one with IOMMUFD, where somebody has made it already."""
+    return next((path for path in (READY, _cached()) if path.exists()), None)
+
+
+def _cached() -> Path:
+    words = (recipe.SUITE, *PACKAGES, CONFIGURE, COMPILE, FRAGMENT.read_text(encoding="utf-8"))
+    digest = sha256("\n".join(words).encode()).hexdigest()[:16]
+    return cache() / f"kernel-{digest}"
 
 
 def _made(say: Callable[[str], None]) -> Path:
     """The one in the cache, built where it is not there yet."""
-    words = (recipe.SUITE, *PACKAGES, CONFIGURE, COMPILE, FRAGMENT.read_text(encoding="utf-8"))
-    digest = sha256("\n".join(words).encode()).hexdigest()[:16]
-    kernel = cache() / f"kernel-{digest}"
+    kernel = _cached()
     if not kernel.exists():
         if os.geteuid():
             raise BuildError("building the test host's kernel needs root")

@@ -21,9 +21,12 @@ from typing import Any
 
 from lab.namespaces import LAB
 
-__all__ = ["Snapshot", "adopt_orphans", "left_behind", "reap_orphans", "snapshot"]
+__all__ = ["APART", "Snapshot", "adopt_orphans", "left_behind", "reap_orphans", "snapshot"]
 
 PR_SET_CHILD_SUBREAPER = 36
+
+#: Children that go their own way beside all tests, with whatever they start.
+APART: set[int] = set()
 
 #: Directories that the broker makes once and keeps, and its lock.
 KEPT = Path("/run/sessionvirt-broker")
@@ -52,7 +55,7 @@ def reap_orphans(expected: frozenset[int]) -> None:
 
     :param expected: children whose status somebody will ask for.
     """
-    for pid in set(_children(os.getpid())) - expected:
+    for pid in set(_children(os.getpid())) - expected - APART:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
 
@@ -108,7 +111,7 @@ def _processes() -> frozenset[int]:
     found: set[int] = set()
     parents = [os.getpid()]
     while parents:
-        for pid in _children(parents.pop()):
+        for pid in set(_children(parents.pop())) - APART:
             found.add(pid)
             parents.append(pid)
     return frozenset(found)

@@ -219,8 +219,8 @@ def network() -> dict[str, object]:
     """All that machines have of the host: interfaces, rules, addresses, and who serves them."""
     return {
         "links": {name: host.link(name)["ifindex"] for name in host.ours()},
-        "macs": sorted(map(str, host.elements("bridge", "macs"))),
-        "uplinks": host.forwarding("svn_default"),
+        "macs": sorted(map(str, host.elements("bridge", "macs"))) if host.tables() else [],
+        "forwarding": {name: host.forwarding(name) for name in host.ours()},
         "dnsmasq": units.main_pid(units.DNSMASQ),
         "holds": sorted(one.name for one in (RECORDS.parent / "holds").iterdir()),
     }

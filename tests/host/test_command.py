@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``./dev host`` itself: exit status, the other kernel, the screen, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from host import kernel
+from host import machine as machines
+from lab.stage import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from host.machine import Machine
+
+pytestmark = pytest.mark.host
+
+
+def dev_host(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``./dev host`` without what installs its tools."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/src"}
+    return subprocess.run(
+        [sys.executable, "-m", "host", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.mark.reboot
+def test_a_command_runs_in_a_host_that_ends_with_it() -> None:
+    """Its output and its status are the command's; by the kernel with IOMMUFD, where one was made.
+
+    Making it takes eleven minutes and the archive, so that no test does it.
+    """
+    choice = "iommufd" if kernel.ready() else "debian"
+    name = f"command-{os.getpid()}"
+    script = "echo said; echo complained >&2; test -c /dev/iommu && echo iommufd || echo debian"
+    options = ("--bare", "--name", name, "--kernel", choice)
+    done = dev_host(*options, "run", "--", "sh", "-c", f"{script}; exit 7")
+    assert (done.returncode, done.stdout) == (7, f"said\n{choice}\n"), done.stderr
+    assert "complained" in done.stderr.splitlines()
+    assert "is up after" in done.stderr
+    assert not machines.running(name)
+    assert not (machines.machines() / name).exists()
+
+
+def test_a_command_that_cannot_run_says_why() -> None:
+    """Neither needs a host to be booted."""
+    missing = dev_host("--name", "nobody", "console")
+    assert missing.returncode == 1
+    assert "no test host 'nobody' is running; ./dev host start boots one" in missing.stderr
+    empty = dev_host("run", "--")
+    assert empty.returncode == 2
+    assert "run needs a command" in empty.stderr
+
+
+def test_the_screen_of_a_running_host_is_a_picture(testhost: Machine, tmp_path: Path) -> None:
+    picture = tmp_path / "screen.png"
+    done = dev_host("--name", testhost.files.directory.name, "screenshot", str(picture))
+    assert done.returncode == 0, done.stderr
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    assert (width, height) >= (640, 400)
