@@ -62,6 +62,7 @@ PACKAGES = (
     "swtpm",
     # What the tests run and look with.
     "busybox-static",
+    "e2fsprogs",
     "ethtool",
     "extlinux",
     "iproute2",

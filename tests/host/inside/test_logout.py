@@ -99,6 +99,7 @@ def test_a_machine_of_the_user_manager_stays_for_as_long_as_the_user_lingers() -
     with Session.open("user1", vt=8, active=True) as session, machine(session, "lingers") as vm:
         with lingering(session.user):
             start = ["systemd-run", "--user", "--quiet", "--collect", "--unit=vm"]
+            start.append("--setenv=XDG_CACHE_HOME")
             command = vm.command("run", NETWORK, "--no-ask-password")
             assert session.run([*start, *command]).returncode == 0
             until(lambda: processes("qemu-system-x86_64") and vm.name in leases(), "it runs")
