@@ -52,8 +52,8 @@ REPORT, SAID, END = "REPORT ", "SAID ", "END"
 EVIDENCE = "/var/lib/testhost/evidence"
 EVIDENCE_HERE = ROOT / "dist/testhost"
 
-#: The longest of what says nothing: a boot, apt, a test with many guests.
-SILENCE_SECONDS = 420.0
+#: The longest of what says nothing: a boot, apt, a test with a guest of two emulations.
+SILENCE_SECONDS = 900.0
 
 
 def say(sentence: str) -> None:

@@ -179,7 +179,7 @@ def test_what_is_sent_before_and_after_the_name_is_given_up_is_answered() -> Non
         stack.enter_context(units.drop_in(*QUICK, unit=OFTEN))
         crowd = Crowd(stack, 8)
         began = units.now()
-        for _ in range(3):
+        for _ in range(2):
             crowd.clients[0].call("ListNetworks", {}, timeout=units.SECONDS)
             with stopped_bus():
                 for number in range(4):
@@ -203,13 +203,13 @@ def test_calls_around_the_moment_of_the_end_are_answered_once() -> None:
         stack.enter_context(units.drop_in(*QUICK, unit=OFTEN))
         crowd = Crowd(stack, 8)
         began = units.now()
-        for number in range(8):
+        for number in range(4):
             leases = [crowd.clients[0].acquire([rawbus.tap()])]
             crowd.release(leases)
             end = time.monotonic() + 0.4
             for caller in range(8):
                 # Not a wait for anything: when to call is what is tried.
-                moment = end + (caller - 3) * 0.008 + number * 0.003
+                moment = end + (caller - 3) * 0.008 + number * 0.006
                 time.sleep(max(0.0, moment - time.monotonic()))
                 crowd.ask(caller)
             leases = crowd.answers()
