@@ -30,7 +30,8 @@ RUNTIME = "/run/sessionvirt-broker"
 #: As an administrator would look for what is left.
 LEFTOVERS = (
     "find / -xdev \\( -path /proc -o -path /srv -o -path /var/lib/testhost -o -path /var/log"
-    "  -o -path /var/cache -o -path '/home/*/.cache' -o -path /tmp \\) -prune -o -iname '*sessionvirt*' -print; "
+    " -o -path /var/cache -o -path '/home/*/.cache' -o -path /tmp \\) -prune"
+    " -o -iname '*sessionvirt*' -print; "
     "ls -d /run/*sessionvirt* 2>/dev/null; getent passwd | grep sessionvirt; "
     "ip -o link | grep -E 'sv[tn]'; nft list tables | grep sessionvirt; pgrep -a dnsmasq"
 )
