@@ -80,6 +80,9 @@ class NetworkFiles(Step):
 
     def execute(self, host: Host) -> Self:
         directory = host.paths.networks / self.bridge
+        # Nobody is on this network yet: entries that lie here are of guests that are gone, and
+        # their addresses may be somebody else's next.
+        shutil.rmtree(directory, ignore_errors=True)
         for path in (directory, directory / "hosts"):
             path.mkdir(exist_ok=True)
             path.chmod(0o755)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -238,6 +239,22 @@ def test_g69_a_bridge_that_vanished_while_the_broker_was_down(
         assert left() == []
     with alices.acquire() as again:
         assert again.tap.ask_arp(GATEWAY)
+
+
+def test_g69_files_of_a_network_that_is_gone_are_not_served(
+    broker: Broker, alices: Client
+) -> None:
+    """A record that was lost, or a /run that was put back: its addresses may be another's now."""
+    broker.stop()
+    hosts = RUNTIME / "networks" / BRIDGE / "hosts"
+    hosts.mkdir(parents=True, exist_ok=True)
+    stale = hosts / "svt000000000000"
+    stale.write_text("52:54:00:00:00:66,10.213.80.66\n")
+    for path in (hosts.parent, hosts, stale):
+        shutil.chown(path, RUNTIME.owner(), RUNTIME.group())
+    broker.start()
+    with alices.acquire() as lease:
+        assert [path.name for path in hosts.iterdir()] == [lease.tap.ifname]
 
 
 @pytest.mark.usefixtures("foreign")
