@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from host.forward import Forwarder, is_inside
-from host.runner import Runner, prepare
+from host.runner import Runner
 from lab import leaks, namespaces
 from lab.broker import Broker
 from lab.bus import SystemBus
@@ -116,7 +116,6 @@ _last_in_host = ""
 def start_host(session: pytest.Session) -> None:
     """Have the test host booted, and its tests run, while the other tiers have their turn."""
     global _runner, _forwarder, _last_in_host
-    prepare()
     wanted = [item for item in session.items if tier_of(item) == "host"]
     _runner = Runner([item.nodeid for item in wanted if is_inside(item)])
     leaks.APART.add(_runner.pid)

@@ -2,8 +2,9 @@
 """The process that has the test host of a pytest run, and runs the tests inside it meanwhile.
 
 A pytest starts it before its first test (:class:`Runner`) and goes on with the other tiers: to
-emulate a machine takes one processor, and the other would wait. The host is booted, the packages
-are installed and the tests inside run while nobody looks; what they report waits in a file.
+emulate a machine takes one processor, and the other would wait. The host is built where it is not
+there yet, which needs the network that the laboratory has not, and booted; the packages are
+installed and the tests inside run while nobody looks; what they report waits in a file.
 
 ``SESSIONVIRT_TESTHOST`` names a running host to use instead, which is left as it is.
 
@@ -25,8 +26,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
 from host import install, kernel
 from host import machine as machines
 from host.build import BuildError, built
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from host.connection import Connection
     from host.machine import Machine
 
-__all__ = ["REPORT", "Runner", "prepare", "say"]
+__all__ = ["REPORT", "Runner", "say"]
 
 VARIABLE = "SESSIONVIRT_TESTHOST"
 REPORT, SAID, END = "REPORT ", "SAID ", "END"
@@ -60,20 +59,6 @@ def say(sentence: str) -> None:
     """Progress, past pytest's capture: minutes of nothing look like a hang."""
     with contextlib.suppress(OSError), open("/dev/stderr", "w", encoding="utf-8") as stream:
         stream.write(f"\n{sentence}" if os.environ.get("CI") == "true" else f"\r\x1b[K{sentence}")
-
-
-def prepare() -> None:
-    """Build what a host is booted from; it needs the network, which tests have not.
-
-    :raise pytest.UsageError: it cannot be built.
-    """
-    if os.environ.get(VARIABLE):
-        return
-    try:
-        built(say)
-        emulator(say)
-    except BuildError as error:
-        raise pytest.UsageError(str(error)) from error
 
 
 class Runner:

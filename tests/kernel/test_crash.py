@@ -241,9 +241,7 @@ def test_g69_a_bridge_that_vanished_while_the_broker_was_down(
         assert again.tap.ask_arp(GATEWAY)
 
 
-def test_g69_files_of_a_network_that_is_gone_are_not_served(
-    broker: Broker, alices: Client
-) -> None:
+def test_g69_files_of_a_network_that_is_gone_are_not_served(broker: Broker, alices: Client) -> None:
     """A record that was lost, or a /run that was put back: its addresses may be another's now."""
     broker.stop()
     hosts = RUNTIME / "networks" / BRIDGE / "hosts"
