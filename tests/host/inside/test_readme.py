@@ -137,6 +137,8 @@ class Walk:
         #: What DHCP gave to the machine.
         self.address = ""
         self._machine: Terminal | None = None
+        #: What its guest has said.
+        self._talk = ""
         self._files = {"xml": "guest.xml", "python": "program.py"}
         self._looks: dict[str, Callable[[str], None]] = {
             "sessionvirt doctor": self._doctor,
@@ -162,6 +164,8 @@ class Walk:
                 elif command == "sessionvirt run guest.xml":
                     self._disk_with_debian()
                     self._machine = stack.enter_context(self._start(command))
+                    # Whoever types what comes next sees that it runs.
+                    self._talk = self._machine.expect("GUEST: waits", seconds=SECONDS)
                 else:
                     if "disk.qcow2" in command:
                         self._disk_that_powers_off()
@@ -200,14 +204,11 @@ class Walk:
 
     def _leases(self, said: str) -> None:
         """On another terminal: its address, while the machine runs."""
-        assert self._machine is not None
-        talk = self._machine.expect("GUEST: waits", seconds=SECONDS)
-        match = re.search(r"GUEST: address (\S+) via (\S+)", talk)
-        assert match, talk
+        match = re.search(r"GUEST: address (\S+) via (\S+)", self._talk)
+        assert match, self._talk
         self.address, gateway = match.groups()
         assert gateway == "10.213.80.1"
-        assert "GUEST: gateway answers" in talk
-        # It was there before the guest was.
+        assert "GUEST: gateway answers" in self._talk
         assert self.address.partition("/")[0] in said, said
         assert "first" in said, said
 
