@@ -44,8 +44,9 @@ NOT_HERE = {
 }
 #: Blocks that are no commands.
 DRAWINGS = {"Who trusts whom"}
-#: What apt asks at the terminal.
-ANSWERS = {"sudo apt install": "y\n", "sudo apt purge": "y\n"}
+#: Commands that ask at the terminal, the end of their question, and what is typed then. Not before:
+#: sudo throws away what was typed ahead when it makes a terminal of its own.
+ANSWERS = {"sudo apt install": ("[Y/n] ", "y\n"), "sudo apt purge": ("[Y/n] ", "y\n")}
 #: The reader's own files, below the home; the last is a note of sudo's.
 MADE = ("disk.qcow2", "guest.xml", "program.py", ".sudo_as_admin_successful")
 #: Of the tests, below /var: what is kept for every session, and what failed.
@@ -185,8 +186,9 @@ class Walk:
     def _run(self, command: str) -> str:
         """Run it to its end, which must be a good one; what it said."""
         with self._start(command) as terminal:
-            for beginning, answer in ANSWERS.items():
+            for beginning, (question, answer) in ANSWERS.items():
                 if command.startswith(beginning):
+                    terminal.expect(question, seconds=SECONDS)
                     terminal.press(answer)
             status = terminal.end(SECONDS)
             assert status == 0, f"{command}: status {status}\n{terminal.seen}"
