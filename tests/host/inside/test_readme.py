@@ -45,8 +45,9 @@ NOT_HERE = {
 #: Blocks that are no commands.
 DRAWINGS = {"Who trusts whom"}
 #: Commands that ask at the terminal, the end of their question, and what is typed then. Not before:
-#: sudo throws away what was typed ahead when it makes a terminal of its own.
-ANSWERS = {"sudo apt install": ("[Y/n] ", "y\n"), "sudo apt purge": ("[Y/n] ", "y\n")}
+#: sudo throws away what was typed ahead when it makes a terminal of its own. apt install asks only
+#: where other packages come along; here they are all there.
+ANSWERS = {"sudo apt purge": ("[Y/n] ", "y\n")}
 #: The reader's own files, below the home; the last is a note of sudo's.
 MADE = ("disk.qcow2", "guest.xml", "program.py", ".sudo_as_admin_successful")
 #: Of the tests, below /var: what is kept for every session, and what failed.
