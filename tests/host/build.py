@@ -42,11 +42,15 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Built:
-    """What :class:`host.machine.Machine` boots; never written to."""
+    """What :class:`host.machine.Machine` boots; never written to.
+
+    :param x2apic: the kernel can reach a local APIC by MSR.
+    """
 
     image: Path
     kernel: Path
     initrd: Path | None
+    x2apic: bool = True
 
 
 def cache() -> Path:

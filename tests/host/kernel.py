@@ -66,7 +66,7 @@ def chosen(built: Built, name: str, say: Callable[[str], None]) -> Built:
     """
     if name == "debian":
         return built
-    return replace(built, kernel=ready() or _made(say), initrd=None)
+    return replace(built, kernel=ready() or _made(say), initrd=None, x2apic=False)
 
 
 def ready() -> Path | None:
