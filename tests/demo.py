@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,6 +30,7 @@ from lab.daemon import DaemonError, log_of
 from lab.guest import CMDLINE, Guest, GuestError, fetch_kernel
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
 from lab.polkit import Polkit
+from lab.report import Report
 from lab.users import User
 
 if TYPE_CHECKING:
@@ -90,44 +91,6 @@ ip addr del "$forged/32" dev eth0
 reach honest-again "$gateway"
 ask {ADDRESS4} {PORT} /hold >/dev/null
 """
-
-
-@dataclass
-class Report:
-    """What is shown, and what held."""
-
-    colour: bool = field(
-        default_factory=lambda: sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    )
-    held: int = 0
-    failed: int = 0
-    steps: int = 0
-
-    def paint(self, text: str, code: int) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
-
-    def step(self, title: str) -> None:
-        """Begin a numbered step."""
-        self.steps += 1
-        print(f"\n{self.paint(f'{self.steps}. {title}', 1)}", flush=True)
-
-    def note(self, text: str) -> None:
-        print(f"   {text}", flush=True)
-
-    def quote(self, text: str) -> None:
-        """Show what a program said."""
-        for line in text.rstrip().splitlines():
-            print(f"   {self.paint('|', 2)} {line}", flush=True)
-
-    def check(self, sentence: str, *, holds: bool, evidence: str = "") -> None:
-        """One claim; the evidence is shown where it does not hold."""
-        if holds:
-            self.held += 1
-            print(f"   {self.paint('ok', 32)}      {sentence}", flush=True)
-        else:
-            self.failed += 1
-            print(f"   {self.paint('FAILED', 31)}  {sentence}", flush=True)
-            self.quote(evidence)
 
 
 @dataclass

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from lab.contract import Member, documented, errors, members
+from lab.contract import Member, documented, errors, members, parameters
 from lab.stage import ROOT
 from sessionvirt import broker_errors as wording
+from sessionvirt.broker_requests import PciRequest, Request, TapRequest
 from sessionvirt_broker import errors as broker_errors
 from sessionvirt_broker import service
 
@@ -43,17 +44,20 @@ READERS = {
 
 def test_the_file_has_what_it_should() -> None:
     """Or the rest of these would compare nothing with nothing."""
-    assert len(members()) == 8
+    assert len(members()) == 11
     assert members()[service.NAME, "Acquire"] == Member("a(sa{sv})a{sv}", "ohaa{sv}")
+    assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
         "grant": 11,
+        "pci": 10,
         "plan": 5,
         "requests": 4,
         "networks": 8,
-        "leases": 8,
+        "devices": 13,
+        "leases": 9,
         "facts": 13,
     }
-    assert len(errors()) == 14
+    assert len(errors()) == 15
 
 
 def test_a16_the_brokers_table_is_the_contract_and_nothing_else() -> None:
@@ -118,7 +122,7 @@ def _calls() -> dict[tuple[str, str], Member]:
 
 def test_the_session_side_calls_what_there_is() -> None:
     calls = _calls()
-    assert len(calls) >= 6
+    assert len(calls) >= 8
     contract = members()
     assert {key: contract.get(key) for key in calls} == calls
 
@@ -127,9 +131,11 @@ def _reads() -> dict[str, dict[str, str]]:
     """Which keys broker_data.py's read functions read, as which type."""
     tree = ast.parse((ROOT / "src/sessionvirt/broker_data.py").read_text())
     names = {
-        "read_grant": "grant",
+        "read_tap": "grant",
+        "read_pci": "pci",
         "read_plan": "plan",
         "read_network": "networks",
+        "read_device": "devices",
         "read_lease": "leases",
         "read_diagnosis": "facts",
     }
@@ -148,9 +154,29 @@ def _reads() -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["grant", "plan", "requests", "networks", "leases", "facts"])
+@pytest.mark.parametrize("what", list(documented()))
 def test_the_session_side_reads_the_keys_that_are_documented(what: str) -> None:
     assert _reads()[what] == documented()[what]
+
+
+def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
+    """What has a default is sent where it differs from it, and not else."""
+    requests: dict[str, tuple[Request, ...]] = {
+        "tap": (
+            TapRequest(network="default", mac="52:54:00:00:00:01", queues=2),
+            TapRequest(bridge="br0"),
+        ),
+        "pci": (
+            PciRequest(
+                "0000:03:00.0", with_group=True, also=("0000:03:00.1",), managed=False, fds=True
+            ),
+        ),
+    }
+    assert {one.kind for each in requests.values() for one in each} == set(parameters())
+    for kind, each in requests.items():
+        sent = {name: typed[0] for one in each for name, typed in one.parameters().items()}
+        assert sent == parameters()[kind]
+    assert PciRequest("0000:03:00.0").parameters() == {"address": ("s", "0000:03:00.0")}
 
 
 def test_the_contract_names_the_limits_of_a_name() -> None:

@@ -33,6 +33,8 @@ CAPABILITIES = "CAP_NET_ADMIN CAP_DAC_OVERRIDE CAP_FOWNER CAP_SYS_RESOURCE CAP_K
 DEFAULTS = {
     "network-attach": ("auth_admin", "auth_admin", "yes"),
     "bridge-attach": ("auth_admin", "auth_admin", "auth_admin"),
+    "pci-assign": ("auth_admin", "auth_admin", "auth_admin"),
+    "reclaim": ("auth_admin", "auth_admin", "auth_admin"),
     "vm-start": ("auth_admin", "auth_admin", "auth_admin"),
 }
 
@@ -138,16 +140,33 @@ def test_every_rule_of_the_bus_policy_names_its_destination() -> None:
                 assert rule.attrib == {"own": "org.sessionvirt.Broker1"}
                 continue
             assert rule.get("send_destination") == "org.sessionvirt.Broker1"
-            assert rule.get("max_fds") == "0"
-            assert set(rule.attrib) == {"send_destination", "send_interface", "max_fds"}
+            member = {"send_member"} if "send_member" in rule.attrib else set()
+            assert set(rule.attrib) == {"send_destination", "send_interface", "max_fds"} | member
+
+
+def test_the_bus_policy_lets_through_the_descriptors_that_the_brokers_table_takes() -> None:
+    """And no others: a rule without a member holds for all of its interface."""
+    from sessionvirt_broker.service import MEMBERS
+
+    rules = [
+        rule for rule in ET.parse(BUS_POLICY).getroot().iter("allow") if "max_fds" in rule.attrib
+    ]
+    most = {
+        (rule.get("send_interface"), rule.get("send_member")): int(rule.get("max_fds", ""))
+        for rule in rules
+    }
+    assert {value for (_, member), value in most.items() if member is None} == {0}
+    special = {key: value for key, value in most.items() if key[1] is not None}
+    assert special == {key: member.fds for key, member in MEMBERS.items() if member.fds}
 
 
 def test_the_bus_policy_opens_the_interfaces_of_the_brokers_table() -> None:
     from sessionvirt_broker.service import MEMBERS
 
     rules = ET.parse(BUS_POLICY).getroot().iter("allow")
-    opened = [rule.get("send_interface") for rule in rules if rule.get("send_interface")]
-    assert sorted(map(str, opened)) == sorted({interface for interface, _ in MEMBERS})
+    whole = [rule for rule in rules if rule.get("send_interface") and not rule.get("send_member")]
+    opened = [str(rule.get("send_interface")) for rule in whole]
+    assert sorted(opened) == sorted({interface for interface, _ in MEMBERS})
 
 
 def test_the_activation_file_starts_what_the_unit_starts() -> None:

@@ -28,7 +28,7 @@ from sessionvirt import errors
 from sessionvirt.cli import status
 from sessionvirt.cli.arguments import parser
 from sessionvirt.model.domain import parse_domain
-from sessionvirt_broker.config import BUILTIN, Configuration, _Reader
+from sessionvirt_broker.config import BUILTIN, Configuration, PciPolicy, _Reader
 from sessionvirt_broker.limits import Limits
 
 if TYPE_CHECKING:
@@ -203,12 +203,24 @@ def test_the_keys_of_a_network_are_those_that_are_read() -> None:
 
 def test_the_examples_of_the_configuration_are_taken() -> None:
     text = section(CONFIGURATION_PAGE, "EXAMPLES")
-    default, second = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
+    default, second, third = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
     assert dict(configuration(default).networks) == dict(BUILTIN.networks)
     other = configuration(second)
     assert set(other.networks) == {"default", "lab"}
     assert other.bridges == {"br0"}
     assert other.limits.leases_per_user == 64
+    devices = configuration(third)
+    assert devices.pci.deny == {"0000:00:1f.2"}
+    assert devices.pci.allow == {"0000:05:00.0"}
+    assert devices.limits.lock_memory_gib == 16
+
+
+def test_the_keys_of_devices_are_those_that_are_read() -> None:
+    written = re.findall(r"^``(\w+)``$", section(CONFIGURATION_PAGE, "DEVICES"), re.M)
+    assert written == [each.name for each in fields(PciPolicy)]
+    default = re.search(r"Default: ``(\w+)``", section(CONFIGURATION_PAGE, "DEVICES"))
+    assert default is not None
+    assert default[1] == str(PciPolicy().weak_isolation).lower()
 
 
 def configuration(indented: str) -> Configuration:

@@ -32,7 +32,8 @@ SESSION_PARTS: dict[str, set[str]] = {
     "host": {"errors", "descriptors"},
     "qemu": {"errors", "descriptors", "states", "xml", "model", "host"},
     "broker_values": {"errors", "descriptors"},
-    "broker_data": {"errors", "descriptors", "broker_values"},
+    "broker_requests": {"errors"},
+    "broker_data": {"errors", "descriptors", "broker_values", "broker_requests"},
     "broker_errors": {"errors"},
     "broker_client": {
         "errors",
@@ -48,7 +49,8 @@ SESSION_PARTS["__main__"] = {"cli"}
 
 #: The broker's modules that know the bus and the event loop. Those below never import one of them.
 BROKER_EDGE = {
-    "__main__", "authority", "broker", "bus", "consent", "daemon", "intake", "service", "worker",
+    "__main__", "authority", "broker", "bus", "consent", "custody", "daemon", "intake", "service",
+    "termination", "worker",
 }  # fmt: skip
 
 #: Modules of the standard library and others that only these may import.
@@ -70,8 +72,14 @@ RESTRICTED: dict[str, tuple[str, ...]] = {
     "nftables": ("sessionvirt_broker.firewall",),
     "pyroute2": ("sessionvirt_broker.netlink",),
     "qemu": ("sessionvirt.qemu.qmp",),
-    # The broker starts dnsmasq and, as root, its own keeper; neither argv has a thing of a caller.
-    "subprocess": ("sessionvirt.*", "sessionvirt_broker.keeper", "sessionvirt_broker.privileges"),
+    # The broker starts dnsmasq and, as root, its own keeper; no argv has a thing of a caller. A
+    # write to a driver's file is a child's, for it may never end: its argv is what sysfs listed.
+    "subprocess": (
+        "sessionvirt.*",
+        "sessionvirt_broker.keeper",
+        "sessionvirt_broker.patience",
+        "sessionvirt_broker.privileges",
+    ),
 }
 
 

@@ -16,24 +16,30 @@ from .audit import audit
 from .authority import NAME as AUTHORITY
 from .authority import Answer
 from .consent import asked
+from .custody import FIRST_RETRY_SECONDS, Custody
 from .diagnose import facts
-from .errors import BrokerError
-from .hold import HoldWatch
-from .kind import Owner
+from .errors import Busy, Restarting
+from .kind import Offer, Owner
 from .lease import close_grants
-from .wire import Fields, vm_name
+from .limits import Share, lockable_bytes
+from .processes import open_pidfd
+from .termination import end
+from .wire import Fields, shown, vm_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from .bus import Bus, Caller
     from .config import ConfigFile, Configuration
     from .consent import Consent
+    from .devices import Devices
     from .host import Host
-    from .kind import Offer
     from .lease import Acquired, Granted
     from .leases import Leases, RawRequest
     from .worker import Worker
+
+#: How often Reclaim looks, at the shorter distance: what QEMU unpins takes a moment.
+_RECLAIM_LOOKS = 60
 
 _VERDICTS = {
     Answer.YES: "yes",
@@ -46,14 +52,15 @@ _REASONS = {"yes": "", "ask": "polkit would ask", "no": "polkit refuses"}
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who calls, and whether a prompt may be shown."""
+    """Who calls, whether a prompt may be shown, and descriptors that are the edge's."""
 
     caller: Caller
     interactive: bool
+    fds: tuple[int, ...] = ()
 
 
 class Broker:
-    """The methods, and the watch over what was given."""
+    """The methods."""
 
     def __init__(
         self,
@@ -64,7 +71,9 @@ class Broker:
         leases: Leases,
         host: Host,
         config: ConfigFile,
+        devices: Devices,
         changed: Callable[[], None],
+        replace: Callable[[], None],
     ) -> None:
         self._bus = bus
         self._consent = consent
@@ -72,13 +81,12 @@ class Broker:
         self._leases = leases
         self._host = host
         self._config = config
+        self._devices = devices
+        #: Called when only the next broker can do what was asked.
+        self._replace = replace
         #: Called when the number of leases may have changed.
         self._changed = changed
-        self.holds = HoldWatch()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._changed_links: frozenset[int] = frozenset()
-        self._changed_routes = False
-        self._looking = False
+        self.custody = Custody(worker, leases, changed)
 
     # Section: methods of the contract
 
@@ -121,14 +129,18 @@ class Broker:
         interactive = options.flag("interactive") or call.interactive
         options.finish()
         offers, allowed = await self._permit(call, owner, raw, interactive, None)
-        acquired = await self._worker.run_or_orphan(
-            lambda: self._leases.acquire(raw, owner, self._config.current(), offers, allowed),
-            self._orphaned,
-        )
         try:
-            self.holds.add(acquired.lease, acquired.watch)
+            acquired = await self._worker.run_or_orphan(
+                lambda: self._leases.acquire(raw, owner, self._config.current(), offers, allowed),
+                self.custody.orphaned,
+            )
+        finally:
+            # A step may have failed, and what was done before it would not go.
+            self.custody.persist()
+        try:
+            self.custody.holds.add(acquired.lease, acquired.watch)
         except OSError:
-            self._orphaned(acquired)
+            self.custody.orphaned(acquired)
             raise
         self._changed()
         for grant in acquired.grants:
@@ -148,11 +160,14 @@ class Broker:
         def undo(grants: tuple[Granted, ...]) -> None:
             names = [str(grant.facts["id"]) for grant in grants]
             close_grants(grants)
-            self._spawn(self._drop_quietly(lease, uid, names))
+            self.custody.drop_quietly(lease, uid, names)
 
-        grants = await self._worker.run_or_orphan(
-            lambda: self._leases.add(lease, uid, raw, self._config.current(), offers), undo
-        )
+        try:
+            grants = await self._worker.run_or_orphan(
+                lambda: self._leases.add(lease, uid, raw, self._config.current(), offers), undo
+            )
+        finally:
+            self.custody.persist()
         for grant in grants:
             _tell("grant", call.caller, lease, owner, grant, allowed)
         return grants
@@ -160,14 +175,81 @@ class Broker:
     async def drop(self, call: Call, lease: str, names: Sequence[str], options: Fields) -> None:
         """Lease.Drop."""
         options.finish()
-        owner = await self._worker.run(self._leases.drop, lease, call.caller.uid, names)
+        try:
+            owner = await self._worker.run(self._leases.drop, lease, call.caller.uid, names)
+        finally:
+            self.custody.persist()
         audit("drop", uid=owner.uid, sender=call.caller.sender, lease=lease, what=",".join(names))
 
     async def release(self, call: Call, lease: str, options: Fields) -> None:
         """Lease.Release."""
         options.finish()
         await self._worker.run(self._leases.release, lease, call.caller.uid)
-        self._ended(lease, call.caller.uid, "asked for", sender=call.caller.sender)
+        self.custody.ended(lease, call.caller.uid, "asked for", sender=call.caller.sender)
+        if self._leases.listing.is_releasing(lease):
+            raise Busy(
+                "a process still has something of it open; it is given back when that is closed"
+            )
+
+    async def reclaim(self, call: Call, lease: str, options: Fields) -> None:
+        """Lease.Reclaim."""
+        interactive = options.flag("interactive") or call.interactive
+        options.finish()
+        caller = call.caller
+        owner, process = await self._worker.run(self._leases.holder, lease)
+        allowed = "own"
+        if owner.uid != caller.uid:
+            offer = _reclaim_offer(owner)
+            limits = self._config.limits
+            allowed = await self._consent.obtain(
+                caller, owner, [offer], limits, interactive=interactive
+            )
+            await self._bus.identify(caller.sender)
+        pidfd = open_pidfd(process) if process else None
+        if pidfd is not None:
+            try:
+                await end(pidfd)
+            finally:
+                os.close(pidfd)
+        # It may have ended with its process, meanwhile.
+        if await self._worker.run(self._leases.release, lease) is not None:
+            self.custody.ended(lease, owner.uid, f"reclaimed ({allowed})", sender=caller.sender)
+        await self._given_back(lease)
+
+    async def _given_back(self, lease: str) -> None:
+        """Wait a moment for what waits; who has a device open may be about to close it.
+
+        :raise Busy: it is open still.
+        """
+        for _ in range(_RECLAIM_LOOKS):
+            if not self._leases.listing.is_releasing(lease):
+                return
+            await asyncio.sleep(FIRST_RETRY_SECONDS)
+            await self._worker.run(self._leases.retry)
+        raise Busy("a process still has something of it open; it is given back when that is closed")
+
+    async def lock_memory(self, call: Call, lease: str, size_bytes: int, options: Fields) -> None:
+        """Lease.LockMemory."""
+        options.finish()
+        # The edge closes its own when the call is over; the worker may be at it for longer.
+        pidfd = os.dup(call.fds[0])
+
+        def lock() -> int:
+            try:
+                most = lockable_bytes(self._config.current().limits)
+                return self._leases.lock_memory(lease, call.caller.uid, pidfd, size_bytes, most)
+            finally:
+                os.close(pidfd)
+
+        pid = await self._worker.run(lock)
+        audit(
+            "lock-memory",
+            uid=call.caller.uid,
+            sender=call.caller.sender,
+            lease=lease,
+            what=f"process {pid}",
+            bytes=size_bytes,
+        )
 
     async def list_networks(self, call: Call, options: Fields) -> list[dict[str, object]]:
         """ListNetworks."""
@@ -175,7 +257,7 @@ class Broker:
 
         def survey() -> list[dict[str, object]]:
             configuration = self._config.current()
-            users = self._leases.network_users(_whose(call.caller.uid))
+            users = self._leases.listing.network_users(_whose(call.caller.uid))
 
             def row(
                 name: str, type_: str, mode: str, bridge: str, ipv4: str = "", ipv6: str = ""
@@ -200,10 +282,20 @@ class Broker:
 
         return await self._worker.run(survey)
 
+    async def list_devices(self, call: Call, options: Fields) -> list[dict[str, object]]:
+        """ListDevices."""
+        options.finish()
+        uid = _whose(call.caller.uid)
+        return await self._worker.run(
+            lambda: self._devices.rows(
+                self._config.current(), self._host, self._leases.listing.device_holders(uid)
+            )
+        )
+
     async def list_leases(self, call: Call, options: Fields) -> list[dict[str, object]]:
         """ListLeases."""
         options.finish()
-        return await self._worker.run(self._leases.listing, _whose(call.caller.uid))
+        return await self._worker.run(self._leases.listing.leases, _whose(call.caller.uid))
 
     async def diagnose(self, options: Fields) -> dict[str, object]:
         """Diagnose."""
@@ -212,25 +304,7 @@ class Broker:
         found = await self._worker.run(facts, self._host, self._config)
         return {**found, "polkit": polkit}
 
-    # Section: the end of what was given
-
-    def holds_ended(self) -> None:
-        """The loop reports hang-ups: give those leases back."""
-        for lease in self.holds.ended():
-            self._spawn(self._release_ended(lease, "the holder is gone"))
-
-    def links_changed(self, ifindexes: frozenset[int], *, routes: bool) -> None:
-        """The kernel reports changed interfaces, or routes: are leases still as given?"""
-        self._changed_links |= ifindexes
-        self._changed_routes |= routes
-        if not self._looking:
-            self._looking = True
-            self._spawn(self._look())
-
-    async def settle(self) -> None:
-        """Wait for what was begun here."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+    # Section: permission
 
     async def _permit(
         self,
@@ -242,11 +316,16 @@ class Broker:
     ) -> tuple[list[Offer], str]:
         """Validate and authorise; the caller is still there afterwards."""
 
-        def survey() -> tuple[list[Offer], Configuration]:
+        def survey() -> tuple[list[Offer], Configuration, bool]:
             configuration = self._config.current()
-            return self._leases.survey(raw, owner, configuration, lease), configuration
+            offers = self._leases.survey(raw, owner, configuration, lease)
+            return offers, configuration, self._leases.is_ready(raw)
 
-        offers, configuration = await self._worker.run(survey)
+        offers, configuration, ready = await self._worker.run(survey)
+        if not ready:
+            await self._prepare(call.caller, raw, offers)
+            # What is loaded now may have settings that isolate nothing.
+            offers, configuration, _ = await self._worker.run(survey)
         allowed = await self._consent.obtain(
             call.caller, owner, offers, configuration.limits, interactive=interactive
         )
@@ -255,61 +334,29 @@ class Broker:
         await self._bus.identify(call.caller.sender)
         return offers, allowed
 
-    def _orphaned(self, acquired: Acquired) -> None:
-        """Made for a caller that has left."""
-        acquired.close()
-        os.close(acquired.watch)
-        self._spawn(self._release_ended(acquired.lease, "its caller is gone"))
-
-    async def undelivered(self, acquired: Acquired) -> None:
-        """The answer could not be sent."""
-        await self._release_ended(acquired.lease, "the answer could not be sent")
-
-    async def _release_ended(self, lease: str, why: str) -> None:
-        owner = await self._worker.run(self._leases.release, lease)
-        if owner is not None:
-            self._ended(lease, owner.uid, why)
-
-    def _ended(self, lease: str, uid: int, why: str, sender: str = "") -> None:
-        self.holds.remove(lease)
-        self._changed()
-        audit("release", uid=uid, sender=sender, lease=lease, why=why)
-
-    async def _drop_quietly(self, lease: str, uid: int, names: Sequence[str]) -> None:
+    async def _prepare(
+        self, caller: Caller, raw: Sequence[RawRequest], offers: Sequence[Offer]
+    ) -> None:
+        """Have the host made ready; for nobody to whom polkit says no, for others may notice it."""
+        await self._consent.answers(caller, offers, refusing=True)
         try:
-            await self._worker.run(self._leases.drop, lease, uid, names)
-        except BrokerError as error:
-            audit("failure", lease=lease, why=str(error))
+            await self._worker.run(self._leases.prepare, raw)
+        except Restarting:
+            self._replace()
+            raise
 
-    async def _look(self) -> None:
-        """One look at a time, at everything that changed until it begins."""
-        try:
-            while self._changed_links or self._changed_routes:
-                ifindexes, self._changed_links = self._changed_links, frozenset()
-                routes, self._changed_routes = self._changed_routes, False
-                await self._look_at(ifindexes, routes=routes)
-        finally:
-            self._looking = False
 
-    async def _look_at(self, ifindexes: frozenset[int], *, routes: bool) -> None:
-        for found in await self._worker.run(self._leases.changed, sorted(ifindexes)):
-            if found.dropped:
-                what = ",".join(found.dropped)
-                audit("drop", uid=found.uid, lease=found.lease, what=what, why=found.why)
-            else:
-                await self._release_ended(found.lease, found.why)
-        if routes:
-            await self._worker.run(self._leases.refresh_uplinks)
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            audit("failure", why=f"{type(error).__name__}: {error}")
+def _reclaim_offer(owner: Owner) -> Offer:
+    """Not an offer, but put before a person in the same way."""
+    return Offer(
+        action="reclaim",
+        sentence="Authentication is required to end the virtual machine"
+        ' "$(vm)" of the user with the id $(owner), and take back what it has of this host',
+        details=(("vm", shown(owner.vm)), ("owner", str(owner.uid))),
+        summary=f'taking back what the virtual machine "{shown(owner.vm)}" has',
+        share=Share(),
+        facts=(),
+    )
 
 
 def _whose(uid: int) -> int | None:
@@ -327,7 +374,7 @@ def _tell(
         sender=caller.sender,
         lease=lease,
         vm=owner.vm,
-        what=f"{given['kind']} {given.get('ifname', '')}",
+        what=f"{given['kind']} {given.get('ifname') or given.get('address')}",
         where=given.get("network") or given.get("bridge") or "",
         mac=given.get("mac", ""),
         why=allowed,

@@ -9,7 +9,6 @@ is looked at.
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -198,16 +197,11 @@ class Bus:
         return await self.call(_DBUS, "/org/freedesktop/DBus", member, signature, *body)
 
 
-def close_fds(message: Message) -> int:
-    """Take the fds out of a message and close them: neither library ever does.
-
-    :return: how many there were.
-    """
+def take_fds(message: Message) -> list[int]:
+    """Take the fds out of a message; whoever calls this closes them: neither library ever does."""
     descriptors = list(message.unix_fds)
     message.unix_fds = []
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return len(descriptors)
+    return descriptors
 
 
 def wants_reply(message: Message) -> bool:

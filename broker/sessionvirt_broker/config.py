@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .errors import ConfigurationError
 from .limits import Limits
+from .pci import is_address
 from .wire import BridgeName, NetworkName, is_interface_name, is_network_name
 
 if TYPE_CHECKING:
@@ -53,12 +54,27 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class PciPolicy:
+    """What root says about the host's PCI devices, beyond what is found out.
+
+    :param allow: whatever the host uses them for, they may be given.
+    :param deny: they are never given.
+    :param weak_isolation: groups are given although the IOMMU does not isolate as they say.
+    """
+
+    allow: frozenset[str] = frozenset()
+    deny: frozenset[str] = frozenset()
+    weak_isolation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """What may be asked for at all."""
 
     limits: Limits
     networks: Mapping[NetworkName, Network]
     bridges: frozenset[BridgeName]
+    pci: PciPolicy
     source: str
 
 
@@ -74,6 +90,7 @@ BUILTIN = Configuration(
         }
     ),
     bridges=frozenset(),
+    pci=PciPolicy(),
     source="builtin",
 )
 
@@ -159,7 +176,7 @@ class _Reader:
 
     def configuration(self, table: dict[str, object]) -> Configuration:
         for key in table:
-            if key not in ("limits", "network", "bridge"):
+            if key not in ("limits", "network", "bridge", "pci"):
                 raise self._wrong((key,), f"{key!a} is not known here")
         networks: dict[NetworkName, Network] = {}
         for name, body in self._tables(table, "network").items():
@@ -177,6 +194,7 @@ class _Reader:
             limits=self._limits(self._tables(table, "limits", leaf=True)["limits"]),
             networks=MappingProxyType(networks if "network" in table else dict(BUILTIN.networks)),
             bridges=frozenset(bridges),
+            pci=self._pci(self._tables(table, "pci", leaf=True)["pci"]),
             source="file",
         )
 
@@ -203,6 +221,24 @@ class _Reader:
                 raise self._wrong(("limits", key), f"must be from 1 to {Limits.CEILING}")
             limits = replace(limits, **{key: value})
         return limits
+
+    def _pci(self, body: dict[str, object]) -> PciPolicy:
+        for key in body:
+            if key not in ("allow", "deny", "weak_isolation"):
+                raise self._wrong(("pci", key), f"{key!a} is not known here")
+        weak = body.get("weak_isolation", False)
+        if not isinstance(weak, bool):
+            raise self._wrong(("pci", "weak_isolation"), "must be true or false")
+        return PciPolicy(self._addresses(body, "allow"), self._addresses(body, "deny"), weak)
+
+    def _addresses(self, body: dict[str, object], key: str) -> frozenset[str]:
+        value = body.get(key, [])
+        if not isinstance(value, list):
+            raise self._wrong(("pci", key), "must be a list of PCI addresses")
+        for one in value:
+            if not isinstance(one, str) or not is_address(one):
+                raise self._wrong(("pci", key), "has an entry that is not like 0000:03:00.0")
+        return frozenset(value)
 
     def _network(self, name: str, body: dict[str, object]) -> Network:
         at = ("network", name)

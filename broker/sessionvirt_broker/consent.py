@@ -55,12 +55,20 @@ class Consent:
         self._usage = usage
         self._turns: dict[int, tuple[asyncio.Lock, int]] = {}
 
-    async def answers(self, caller: Caller, offers: Sequence[Offer]) -> list[Answer]:
-        """Each offer's own action, without a prompt; in order."""
+    async def answers(
+        self, caller: Caller, offers: Sequence[Offer], *, refusing: bool = False
+    ) -> list[Answer]:
+        """Each offer's own action, without a prompt; in order.
+
+        :raise NotAuthorized: one is no, where *refusing*.
+        """
         known: dict[Offer, Answer] = {}
         for offer in offers:
             if offer not in known:
                 known[offer] = await self._authority.check(caller, offer.action, _details(offer))
+        for offer, answer in known.items():
+            if refusing and answer not in (Answer.YES, Answer.WOULD_ASK):
+                raise NotAuthorized(f"polkit refuses {offer.summary}")
         return [known[offer] for offer in offers]
 
     async def obtain(
@@ -77,10 +85,7 @@ class Consent:
         :return: ``yes``: nobody was asked; ``asked``: somebody said so.
         :raise BrokerError: NotAuthorized, Dismissed, InteractionRequired or AuthorityUnavailable.
         """
-        answers = await self.answers(caller, offers)
-        for offer, answer in zip(offers, answers, strict=True):
-            if answer not in (Answer.YES, Answer.WOULD_ASK):
-                raise NotAuthorized(f"polkit refuses {offer.summary}")
+        answers = await self.answers(caller, offers, refusing=True)
         question = asked(owner, offers, answers)
         if question is None:
             return "yes"

@@ -30,7 +30,7 @@ from .bus import Bus
 from .config import ConfigFile
 from .consent import Consent
 from .diagnose import boot_id
-from .errors import ConfigurationError
+from .errors import ConfigurationError, Restarting
 from .firewall import Firewall
 from .host import Host, Paths
 from .journal import Journal
@@ -40,6 +40,8 @@ from .limits import Usage
 from .linkwatch import LinkWatch
 from .netlink import Links
 from .service import NAME, Service
+from .ueventwatch import UeventWatch
+from .vfio import Vfio
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -62,10 +64,10 @@ class Daemon:
         self._idle_seconds = idle_seconds
         self._bus = Bus()
         self._worker = Worker()
-        self._host = Host(Links(), Firewall(), paths, keeper)
+        self._host = Host(Links(), Firewall(), paths, keeper, Vfio())
         self._config = ConfigFile(paths.config)
-        kinds = resource_kinds(_machine_id(), Path("/sys/class/net"))
-        self._leases = Leases(self._host, Journal(paths.records, boot_id(), STEPS), kinds)
+        kinds = resource_kinds(_machine_id(), replaceable=_is_service())
+        self._leases = Leases(self._host, Journal(paths.records, boot_id(), STEPS), kinds.all)
         usage = Usage(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
         self._broker = Broker(
             bus=self._bus,
@@ -74,11 +76,15 @@ class Daemon:
             leases=self._leases,
             host=self._host,
             config=self._config,
+            devices=kinds.devices,
             changed=self._changed,
+            replace=self._replace,
         )
         self._service = Service(self._bus, self._broker, usage, lambda: self._config.limits)
         self._stop = asyncio.Event()
         self._told = False
+        #: Only the next one can do what was asked.
+        self._replaced = False
         #: systemd was told STOPPING=1 and waits, while a call of the last moment is under way.
         self._ending = False
         self._idle: asyncio.TimerHandle | None = None
@@ -91,13 +97,19 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._terminate)
-        with contextlib.closing(self._broker.holds), contextlib.closing(LinkWatch()) as watch:
+        with (
+            contextlib.closing(self._broker.custody.holds),
+            contextlib.closing(LinkWatch()) as links,
+            contextlib.closing(UeventWatch()) as devices,
+        ):
             for lease, read_end in await self._worker.run(self._leases.reconcile):
-                self._broker.holds.add(lease, read_end)
+                self._broker.custody.holds.add(lease, read_end)
             with contextlib.suppress(ConfigurationError):  # each call that needs it will say so
                 await self._worker.run(self._config.current)
-            loop.add_reader(self._broker.holds.fileno(), self._broker.holds_ended)
-            loop.add_reader(watch.fileno(), self._heard, watch)
+            loop.add_reader(self._broker.custody.holds.fileno(), self._broker.custody.holds_ended)
+            loop.add_reader(links.fileno(), self._heard, links)
+            loop.add_reader(devices.fileno(), self._heard_devices, devices)
+            self._broker.custody.persist()
             await self._bus.connect(self._service.on_message, self._service.on_fault)
             if not await self._bus.own(NAME):
                 log.error("%s is owned by somebody else", NAME)
@@ -121,8 +133,10 @@ class Daemon:
                 # Idle: what was sent before is answered. Told to end: prompts are withdrawn.
                 seconds = None if self._told else _LAST_CALLS_SECONDS
                 answered = await self._service.settle(cancel=self._told, seconds=seconds)
-                await self._broker.settle()
-                if answered and (self._told or not len(self._leases)):
+                await self._broker.custody.settle()
+                if answered and self._replaced:
+                    return EXIT_SUCCESSOR
+                if answered and (self._told or not self._is_needed()):
                     return 0
                 if answered and _is_service():
                     return EXIT_SUCCESSOR
@@ -133,6 +147,7 @@ class Daemon:
                     self._stop.clear()
                 if not await self._bus.own(NAME):
                     return 0
+                self._broker.custody.persist()
                 self._restart_idle()
         finally:
             lost.cancel()
@@ -144,6 +159,16 @@ class Daemon:
     def _terminate(self) -> None:
         self._told = True
         self._stop.set()
+
+    def _replace(self) -> None:
+        # Nothing is done for whoever is interrupted by this, and the next broker is asked at once.
+        self._service.cancelled = Restarting("the broker starts anew; ask again")
+        self._replaced = True
+        self._terminate()
+
+    def _is_needed(self) -> bool:
+        """Whether something is held, or not yet given back."""
+        return bool(len(self._leases)) or self._leases.waits
 
     def _changed(self) -> None:
         if not self._ending:
@@ -157,7 +182,7 @@ class Daemon:
         self._idle = loop.call_later(seconds, self._idle_over)
 
     def _idle_over(self) -> None:
-        if self._service.busy or (len(self._leases) and not self._ending):
+        if self._service.busy or (self._is_needed() and not self._ending):
             if self._ending:
                 _notify(f"EXTEND_TIMEOUT_USEC={_EXTENSION_USEC}")
             self._restart_idle()
@@ -170,7 +195,13 @@ class Daemon:
         indexes = self._leases.watched() if changes.everything else changes.ifindexes
         concerned = indexes & self._leases.watched()
         if concerned or changes.routes:
-            self._broker.links_changed(concerned, routes=changes.routes)
+            self._broker.custody.host_changed(concerned, routes=changes.routes)
+
+    def _heard_devices(self, watch: UeventWatch) -> None:
+        changes = watch.changes()
+        watched = self._leases.watched()
+        if concerned := watched if changes.everything else changes.addresses & watched:
+            self._broker.custody.host_changed(concerned, routes=False)
 
 
 def run(paths: Paths, keeper: Keeper | None, idle_seconds: float) -> int:

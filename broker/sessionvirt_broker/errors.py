@@ -16,6 +16,7 @@
     ├── DeviceUnsafe            the host would suffer
     ├── StateChanged            what the prompt showed is no longer true
     ├── NotSupported            unknown kind, or this host cannot
+    ├── Restarting              the next broker can: call again
     ├── ConfigurationError      broker.toml: file, line, reason
     └── HostFailure             the kernel or a helper refused a step
 
@@ -107,6 +108,12 @@ class NotSupported(BrokerError):
     """An unknown request kind, or something this host lacks."""
 
     dbus_name = ERROR_PREFIX + "NotSupported"
+
+
+class Restarting(BrokerError):
+    """Nothing was done; this process ends, and the one that follows can do what was asked."""
+
+    dbus_name = ERROR_PREFIX + "Restarting"
 
 
 class ConfigurationError(BrokerError):

@@ -31,6 +31,7 @@ from .lease import RECORD_PREFIX
 from .leases import Leases
 from .netlink import Links
 from .tap import TAP_PREFIX
+from .vfio import Vfio
 
 if TYPE_CHECKING:
     from .dnsmasq import Keeper
@@ -46,12 +47,12 @@ def evict(paths: Paths, keeper: Keeper | None) -> int:
 
     :return: the exit status: 0 when nothing of the broker's is left on the host.
     """
-    host = Host(Links(), Firewall(), paths, keeper)
+    host = Host(Links(), Firewall(), paths, keeper, Vfio())
     journal = Journal(paths.records, boot_id(), STEPS)
     stayed = _misread(journal, paths)
     if not stayed:
         # The machine's id is for what is made, and nothing is.
-        leases = Leases(host, journal, resource_kinds("", _SYS_CLASS_NET))
+        leases = Leases(host, journal, resource_kinds("").all)
         _end(leases, paths)
         stayed = [*leases.remains(), *_unrecorded(host)]
     for line in stayed:
@@ -80,7 +81,7 @@ def _end(leases: Leases, paths: Paths) -> None:
     known = [path.stem.removeprefix(RECORD_PREFIX) for path in _records(paths)]
     for _, read_end in leases.reconcile():
         os.close(read_end)
-    alive = {str(listed["lease"]): listed for listed in leases.listing(None)}
+    alive = {str(listed["lease"]): listed for listed in leases.listing.leases(None)}
     for lease in known:
         if lease not in alive:
             _say(f"lease {lease}: had ended")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The host as the steps see it: its links, its firewall, and the directories of ours.
+"""The host as the steps see it: its links, firewall and VFIO, and the directories of ours.
 
 Everything here belongs to the worker thread. Neither the netlink socket nor the libnftables context
 may be used by two threads, and pyroute2's synchronous IPRoute cannot run inside an asyncio loop.
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .dnsmasq import Keeper
     from .firewall import Firewall
     from .netlink import Links
+    from .steps import Step
+    from .vfio import Vfio
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,18 @@ class Host:
 
     :param keeper: starts dnsmasq where no systemd does; None with systemd.
     :param fds: what steps have made for the caller, by name, until it is sent or undone.
+    :param waiting: steps whose undo somebody keeps from being done, found since this was cleared.
+    :param stuck: the ids of the records of which something would not go.
     """
 
     links: Links
     firewall: Firewall
     paths: Paths
     keeper: Keeper | None
+    vfio: Vfio
     fds: dict[str, list[int]] = field(default_factory=dict)
+    waiting: list[Step] = field(default_factory=list)
+    stuck: set[str] = field(default_factory=set)
 
     def close_fds(self, name: str) -> None:
         """Close what was made under this name and not taken; unknown is in order."""

@@ -12,8 +12,10 @@ module and a line in ``kinds.py``.
     (steps)        execute, undo             steps.py
     begun, ended   steps                     which names and addresses are taken
     grant          executed steps -> facts   what the caller is told; also after a restart
+    watched        executed steps -> names   what the kernel's reports would call it
     adopt          executed steps            a new broker finds them: take them over again
     intact         executed steps -> reason  still as given? asked when the kernel reports a change
+    is_gone        executed steps -> bool    not only changed, but no more
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from .limits import Share
     from .steps import Step
     from .wire import Fields, VmName
+
+#: How the kernel names a thing when it reports a change: an ifindex, or a PCI address.
+Watched = int | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,22 @@ class ResourceKind(Protocol):
     def name(self) -> str:
         """The word of the contract."""
 
+    @property
+    def fds_fact(self) -> str:
+        """The fact of a grant under whose value :attr:`Host.fds` has what the steps have made."""
+
     def parse(self, fields: Fields, position: int, configuration: Configuration) -> Request:
         """:raise InvalidRequest: names the field."""
+
+    def is_ready(self, host: Host) -> bool:
+        """Whether the host has what it needs for one of these; else :meth:`prepare`."""
+
+    def prepare(self, host: Host) -> None:
+        """Have what the host needs; after a request was found good, and before the question.
+
+        :raise NotSupported: the host has it not.
+        :raise Restarting: it has it now, and only the next broker can use it.
+        """
 
     def survey(
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
@@ -119,6 +138,9 @@ class ResourceKind(Protocol):
     def share(self, steps: Sequence[Step]) -> Share:
         """What they count for."""
 
+    def watched(self, steps: Sequence[Step]) -> tuple[Watched, ...]:
+        """What the kernel would report a change of."""
+
     def begun(self, steps: Sequence[Step]) -> None:
         """These are about to be executed, or were by a former broker; shared ones too."""
 
@@ -130,3 +152,6 @@ class ResourceKind(Protocol):
 
     def intact(self, steps: Sequence[Step], host: Host) -> str:
         """Why they are no longer as they were given; empty: they are."""
+
+    def is_gone(self, steps: Sequence[Step], host: Host) -> bool:
+        """Whether the thing itself is no more."""

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .devices import Devices
 from .dnsmasq import HostEntry, NetworkFiles, RunDnsmasq
 from .forwarding import Forward
+from .hostdev import AssignDevice, PciKind
 from .network import Bridge, BridgeForward, FirewallTables, NetworkFilter
+from .pcinames import PciNames
 from .tap import AttachTap, CreateTap, FilterTap, TapKind
+from .vfio import GiveGroup, KeepGroup, OpenDevice, OverrideDriver, RebindDevice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from .kind import ResourceKind
     from .steps import Step
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 STEPS: Mapping[str, type[Step]] = {
     step.NAME: step
     for step in (
+        AssignDevice,
         AttachTap,
         Bridge,
         BridgeForward,
@@ -27,15 +33,34 @@ STEPS: Mapping[str, type[Step]] = {
         FilterTap,
         FirewallTables,
         Forward,
+        GiveGroup,
         HostEntry,
+        KeepGroup,
         NetworkFiles,
         NetworkFilter,
+        OpenDevice,
+        OverrideDriver,
+        RebindDevice,
         RunDnsmasq,
     )
 }
 
 
-def resource_kinds(machine_id: str, sys_class_net: Path) -> Mapping[str, ResourceKind]:
-    """Every kind by the contract's word."""
-    kinds: tuple[ResourceKind, ...] = (TapKind(machine_id, sys_class_net),)
-    return {kind.name: kind for kind in kinds}
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Every kind by the contract's word; and the devices, which can be listed, too."""
+
+    all: Mapping[str, ResourceKind]
+    devices: Devices
+
+
+def resource_kinds(machine_id: str, *, replaceable: bool = False) -> Kinds:
+    """The kinds of this host.
+
+    :param replaceable: as of :class:`PciKind`.
+    """
+    sys, proc = Path("/sys"), Path("/proc")
+    names = PciNames(Path("/run/udev/data"), Path("/usr/share/misc/pci.ids"))
+    pci = PciKind(sys, proc, names, replaceable=replaceable)
+    kinds: tuple[ResourceKind, ...] = (TapKind(machine_id, sys / "class/net"), pci)
+    return Kinds({kind.name: kind for kind in kinds}, Devices(sys, pci, names))

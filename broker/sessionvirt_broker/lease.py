@@ -134,7 +134,7 @@ class Lease:
             for name, steps in self.grants:
                 kinds[kind_word(name)].grant(steps)
                 sound = sound and all(used in shared for used in self.shared[name])
-        except (KeyError, StopIteration, TypeError):
+        except (KeyError, StopIteration, TypeError, ValueError):
             return False
         return sound
 

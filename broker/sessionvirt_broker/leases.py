@@ -15,15 +15,24 @@ import contextlib
 import logging
 import os
 import secrets
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import hold
-from .errors import HostFailure, InvalidRequest, NotFound, NotSupported, StateChanged
+from .errors import (
+    HostFailure,
+    InvalidRequest,
+    LimitsExceeded,
+    NotFound,
+    NotSupported,
+    StateChanged,
+)
 from .kind import Adopted, Owner
 from .lease import Acquired, Granted, Lease, kind_word
 from .limits import Share, check
+from .listing import Listing
+from .memlock import raise_limit
+from .processes import Process, of_pid
 from .shared import SharedResources
 from .steps import carry_out
 from .takeover import Judge
@@ -32,12 +41,12 @@ from .undo import Undo
 from .wire import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .config import Configuration
     from .host import Host
     from .journal import Journal
-    from .kind import Offer, Plan, Request, ResourceKind
+    from .kind import Offer, Plan, Request, ResourceKind, Watched
     from .steps import Step
     from .wire import TypedValue
 
@@ -71,14 +80,15 @@ class Leases:
         self._undo = Undo(host, journal)
         self._shared = SharedResources(host, journal, kinds, self._undo)
         self._tally = Tally()
+        self.listing = Listing(host, self._undo, self._held)
 
     # Section: questions
 
     def __len__(self) -> int:
         return len(self._leases)
 
-    def watched(self) -> frozenset[int]:
-        """The interfaces that were given. May be asked from the loop's thread."""
+    def watched(self) -> frozenset[Watched]:
+        """What was given, as the kernel names it. May be asked from the loop's thread."""
         return self._tally.watched()
 
     def parse(
@@ -96,6 +106,15 @@ class Leases:
             fields = Fields(f"requests[{number}]", values)
             parsed.append((kind, kind.parse(fields, first + number, configuration)))
         return parsed
+
+    def is_ready(self, raw: Sequence[RawRequest]) -> bool:
+        """Whether the host has what it needs for these; else :meth:`prepare`."""
+        return all(self._kinds[word].is_ready(self._host) for word, _ in raw)
+
+    def prepare(self, raw: Sequence[RawRequest]) -> None:
+        """Have what the host needs for these."""
+        for word in {word for word, _ in raw}:
+            self._kinds[word].prepare(self._host)
 
     def survey(
         self,
@@ -138,41 +157,6 @@ class Leases:
         :raise NotFound: no such lease, or another user's: one sentence for both.
         """
         return self._own(lease_id, uid).owner
-
-    def listing(self, uid: int | None) -> list[dict[str, object]]:
-        """The leases of a user, or (None) of everybody."""
-        drops = self._host.firewall.drops() if self._leases else {}
-        listed = []
-        for lease in self._leases.values():
-            if uid is not None and lease.owner.uid != uid:
-                continue
-            grants = [{**self._facts(*grant), "fds": []} for grant in self._whole(lease)]
-            dropped: Counter[str] = Counter()
-            for facts in grants:
-                dropped.update(drops.get(str(facts["ifname"]), {}))
-            listed.append(
-                {
-                    "lease": lease.id,
-                    "vm": lease.owner.vm,
-                    "uid": lease.owner.uid,
-                    "state": "held",
-                    "since": lease.record.header["since"],
-                    "allowed": lease.record.header["allowed"],
-                    "grants": grants,
-                    "drops": dict(dropped),
-                }
-            )
-        return listed
-
-    def network_users(self, uid: int | None) -> Counter[str]:
-        """How many of a user's (None: everybody's) TAPs are on each network or bridge."""
-        found: Counter[str] = Counter()
-        for lease in self._leases.values():
-            if uid is None or lease.owner.uid == uid:
-                for name, steps in self._whole(lease):
-                    facts = self._facts(name, steps)
-                    found[str(facts.get("network") or facts.get("bridge"))] += 1
-        return found
 
     # Section: beginning
 
@@ -319,17 +303,22 @@ class Leases:
         for name in names:
             self._take_part(lease, name)
         del lease.record.header["ending"]
-        self._journal.write(lease.record)
-        self._shared.collect()
+        try:
+            self._journal.write(lease.record)
+        finally:
+            self._shared.collect()
 
     def _forget(self, lease: Lease) -> None:
         """Undo every part, and what nobody needs then."""
+        grants = self._all_facts(lease)
+        used = {one for ids in lease.shared.values() for one in ids}
         for name in reversed(list(lease.record.parts)):
             self._take_part(lease, name)
         (self._host.paths.holds / lease.id).unlink(missing_ok=True)
         self._undo.retry()
         self._undo.record(lease.record)
         self._shared.collect()
+        self.listing.ended(lease, grants, used)
 
     def _take_part(self, lease: Lease, name: str) -> None:
         """Undo one part, whole or half-made."""
@@ -338,27 +327,67 @@ class Leases:
         if self._tally.ended(lease.id, name):
             self._kind_of(name).ended(former)
 
+    @property
+    def waits(self) -> bool:
+        """Whether something is to be given back when somebody lets go of it: :meth:`retry`."""
+        return self._undo.waits
+
+    def retry(self) -> bool:
+        """Try once more to give back what would not go.
+
+        :return: whether something still waits.
+        """
+        self._undo.retry()
+        self.listing.forget()
+        return self._undo.waits
+
+    def lock_memory(self, lease_id: str, uid: int, pidfd: int, size_bytes: int, most: int) -> int:
+        """Let a process of a lease's user lock memory, as VFIO does.
+
+        :return: its pid.
+        """
+        lease = self._own(lease_id, uid)
+        if not self.listing.has_pci(lease):
+            raise NotSupported("nothing that the lease has locks memory")
+        if size_bytes > most:
+            raise LimitsExceeded(f"lock_memory_gib: {most / (1 << 30):.1f}")
+        pid = raise_limit(pidfd, uid, size_bytes)
+        if process := of_pid(pid):
+            lease.record.header["process"] = process.encode()
+            self._journal.write(lease.record)
+        return pid
+
+    def holder(self, lease_id: str) -> tuple[Owner, Process | None]:
+        """Whose a lease is, whoever asks, and the process that has what it gave.
+
+        :raise NotFound: no such lease.
+        """
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            raise NotFound("there is no such lease")
+        return lease.owner, Process.decode(lease.record.header.get("process"))
+
     def remains(self) -> list[str]:
         """What is left of leases and networks that have ended, each with why; for a person."""
         return self._undo.remains()
 
     # Section: what the kernel reports
 
-    def changed(self, ifindexes: Sequence[int]) -> list[Changed]:
-        """Leases with a TAP among ``ifindexes`` that is no longer as it was given.
+    def changed(self, names: Iterable[Watched]) -> list[Changed]:
+        """Leases with something among ``names`` that is no longer as it was given.
 
-        A TAP that is gone, as when a guest's device is unplugged, is dropped from its lease; one
-        that was changed is to end it.
+        What is gone, as when a guest's device is unplugged, is dropped from its lease; what was
+        changed is to end it.
         """
         found = []
-        for lease_id in self._tally.owners(ifindexes):
+        for lease_id in self._tally.owners(names):
             lease = self._leases[lease_id]
             whole = self._whole(lease)
             broken = {name: why for name, steps in whole if (why := self._broken(name, steps))}
             gone = [
                 name
-                for name in broken
-                if self._host.links.by_index(self._tally.ifindex(lease_id, name)) is None
+                for name, steps in whole
+                if name in broken and self._kind_of(name).is_gone(steps, self._host)
             ]
             if not broken:
                 continue
@@ -410,6 +439,13 @@ class Leases:
 
     # Section: small things
 
+    def _held(self) -> Iterator[tuple[Lease, list[dict[str, object]]]]:
+        for lease in self._leases.values():
+            yield lease, self._all_facts(lease)
+
+    def _all_facts(self, lease: Lease) -> list[dict[str, object]]:
+        return [self._facts(*grant) for grant in self._whole(lease)]
+
     def _own(self, lease_id: str, uid: int) -> Lease:
         lease = self._leases.get(lease_id)
         if lease is None or lease.owner.uid != uid:
@@ -432,10 +468,11 @@ class Leases:
 
     def _granted(self, lease: Lease, name: str) -> Granted:
         facts = self._facts(name, lease.record.parts[name])
-        return Granted(facts, tuple(self._host.fds.pop(str(facts["ifname"]), ())))
+        made_for = str(facts[self._kind_of(name).fds_fact])
+        return Granted(facts, tuple(self._host.fds.pop(made_for, ())))
 
     def _count(self, lease: Lease, name: str) -> None:
         """A part is whole."""
         kind, steps = self._kind_of(name), lease.record.parts[name]
-        ifindex = int(str(kind.grant(steps)["ifindex"]))
-        self._tally.begun(lease.id, name, lease.owner.uid, ifindex, kind.share(steps))
+        watched, share = kind.watched(steps), kind.share(steps)
+        self._tally.begun(lease.id, name, lease.owner.uid, watched, share)

@@ -8,6 +8,7 @@ where they are made, so that two calls at once cannot both fit; :func:`check` co
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,12 +35,15 @@ class Limits:
     taps_per_user: int = 64
     queues_per_tap: int = 8
     queues_per_user: int = 128
+    devices_per_user: int = 8
     prompts_per_user: int = 4
     prompts_per_sender: int = 1
     calls_pending_per_user: int = 32
     calls_pending_per_sender: int = 8
     calls_per_second: int = 100
     prompt_seconds: int = 300
+    #: What a QEMU with a PCI device may lock; 0, which no file can say: three quarters of all.
+    lock_memory_gib: int = 0
 
     #: No configuration may exceed these: what the process and its unit can bear.
     CEILING = 65536
@@ -47,19 +51,27 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a user has, or is about to get."""
+    """What a user has, or is about to get.
+
+    :param fds: what devices come with; a queue is one by itself.
+    """
 
     leases: int = 0
     taps: int = 0
     queues: int = 0
+    devices: int = 0
+    fds: int = 0
 
     def plus(self, other: Share) -> Share:
         """Both together."""
-        return Share(self.leases + other.leases, self.taps + other.taps, self.queues + other.queues)
+        return Share(*(mine + more for mine, more in zip(self, other, strict=True)))
 
     def minus(self, other: Share) -> Share:
         """What is left without the other."""
-        return Share(self.leases - other.leases, self.taps - other.taps, self.queues - other.queues)
+        return Share(*(mine - less for mine, less in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.leases, self.taps, self.queues, self.devices, self.fds))
 
 
 class Usage:
@@ -113,6 +125,13 @@ class Usage:
             yield
 
 
+def lockable_bytes(limits: Limits) -> int:
+    """How much a process with a PCI device may lock."""
+    if limits.lock_memory_gib:
+        return limits.lock_memory_gib << 30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 * 3
+
+
 def check(held: Share, wanted: Share, total: int, limits: Limits) -> None:
     """Whether ``wanted`` may come on top of what a user holds.
 
@@ -124,9 +143,10 @@ def check(held: Share, wanted: Share, total: int, limits: Limits) -> None:
         ("leases_per_user", both.leases, limits.leases_per_user),
         ("taps_per_user", both.taps, limits.taps_per_user),
         ("queues_per_user", both.queues, limits.queues_per_user),
+        ("devices_per_user", both.devices, limits.devices_per_user),
         ("leases_total", total + wanted.leases, limits.leases_total),
         # A queue is an fd, and so is the hold of a new lease.
-        ("fds_per_call", wanted.queues + wanted.leases, _FDS_PER_ANSWER),
+        ("fds_per_call", wanted.queues + wanted.fds + wanted.leases, _FDS_PER_ANSWER),
     ):
         if value > limit:
             raise LimitsExceeded(f"{name}: {limit}")

@@ -185,6 +185,25 @@ class Links:
                 found.add(int(interface))
         return frozenset(found)
 
+    def addresses(self) -> dict[int, list[str]]:
+        """The addresses of every interface, by ifindex; without the IPv6 link-local ones."""
+        found: dict[int, list[str]] = {}
+        for message in self._ip.get_addr():
+            address = str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") or "")
+            if address and not address.startswith("fe80:"):
+                found.setdefault(int(message["index"]), []).append(address)
+        return found
+
+    def default_routes(self) -> frozenset[int]:
+        """The interfaces with a default route, IPv4 or IPv6."""
+        found = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for message in self._ip.get_routes(family=family):
+                if message["dst_len"] == 0 and message.get_attr("RTA_DST") is None:
+                    hops = [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()]
+                    found |= {*hops, message.get_attr("RTA_OIF")} - {None}
+        return frozenset(int(ifindex) for ifindex in found)
+
     def uplinks(self) -> dict[int, str]:
         """The interfaces with an IPv4 default route: ifindex to name."""
         found: dict[int, str] = {}

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The edge: one handler for every message, one table for every member.
 
-fds are taken out of a message and closed before anything else is looked at, in calls, answers and
-signals alike. A member that is not in the table, another signature, a call nobody could receive the
-answer of: refused. Nothing of an exception leaves the process but the sentence of a
-:class:`BrokerError`; what is unexpected is a number to look up in the journal.
+fds are taken out of a message before anything else is looked at, in calls, answers and signals
+alike, and closed at once; but for that of a LockMemory, which is closed with the call. A member
+that is not in the table, another signature, a call nobody could receive the answer of: refused.
+Nothing of an exception leaves the process but the sentence of a :class:`BrokerError`; what is
+unexpected is a number to look up in the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 from contextlib import ExitStack
@@ -21,7 +23,7 @@ from dbus_fast import Message, MessageType, Variant
 
 from .audit import audit
 from .broker import Call
-from .bus import CallerVanished, close_fds, may_interact, wants_reply
+from .bus import CallerVanished, may_interact, take_fds, wants_reply
 from .errors import BrokerError, InvalidRequest, LimitsExceeded, NotFound, UnknownMethod
 from .lease import close_grants
 from .wire import Fields
@@ -46,6 +48,8 @@ LeaseId = NewType("LeaseId", str)
 
 #: Calls of everybody together that are looked at at once; limits.py has those of each.
 _CALLS_AT_ONCE = 1024
+_NO_FDS = "no file descriptor belongs in this call"
+_ONE_FD = "one file descriptor belongs in this call"
 _LEASE_PATH = re.compile(re.escape(LEASE_PATH) + r"([0-9a-f]{32})")
 #: D-Bus types of the contract's dictionary values that do not follow from the Python type.
 _SIGNATURES = {
@@ -74,12 +78,14 @@ class Member:
     """One method of the contract.
 
     :param needs_reply: refused with NO_REPLY_EXPECTED.
+    :param fds: how many file descriptors belong in a call.
     """
 
     in_signature: str
     out_signature: str
     handler: Callable[[Service, Call, Sequence[Any], LeaseId], Awaitable[Reply]]
     needs_reply: bool = False
+    fds: int = 0
 
 
 class Service:
@@ -92,6 +98,8 @@ class Service:
         self.broker = broker
         self._usage = usage
         self._limits = limits
+        #: What a call is told that is ended before it has an answer.
+        self.cancelled: BrokerError = BrokerError("the call was cancelled")
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -101,13 +109,17 @@ class Service:
 
     def on_message(self, message: Message) -> bool:
         """For every message. False leaves it to the library: answers to our own calls only."""
-        fds = close_fds(message)
+        fds = take_fds(message)
+        is_call = message.message_type is MessageType.METHOD_CALL
+        kept = fds if is_call and _takes_fds(message) and len(fds) == 1 else []
+        for descriptor in fds if not kept else ():
+            os.close(descriptor)
         if message.message_type is MessageType.SIGNAL:
             self._bus.on_signal(message)
             return True
-        if message.message_type is not MessageType.METHOD_CALL:
+        if not is_call:
             return False
-        self._start(message, self._serve(message, fds))
+        self._start(message, self._serve(message, len(fds), kept), kept)
         return True
 
     def on_fault(self, message: Message, why: str) -> None:
@@ -115,13 +127,17 @@ class Service:
         if message.message_type is MessageType.METHOD_CALL:
             self._start(message, self._error(message, InvalidRequest(why)))
 
-    def _start(self, message: Message, work: Coroutine[object, object, None]) -> None:
+    def _start(
+        self, message: Message, work: Coroutine[object, object, None], fds: Sequence[int] = ()
+    ) -> None:
         """Serve a call in a task, as long as neither its sender nor everybody has too many.
 
         At the door, before the bus is asked who it is: somebody may send faster than that. So it
         has no line in the journal either.
         """
         counted = ExitStack()
+        for descriptor in fds:
+            counted.callback(os.close, descriptor)
         try:
             counted.enter_context(self._usage.message(message.sender or "", self._limits()))
             if len(self._tasks) >= _CALLS_AT_ONCE:
@@ -156,14 +172,14 @@ class Service:
             await asyncio.wait(set(self._tasks), timeout=left)
         return True
 
-    async def _serve(self, message: Message, fds: int) -> None:
+    async def _serve(self, message: Message, fds: int, kept: Sequence[int]) -> None:
         try:
-            member, reply = await self._answer(message, fds)
+            member, reply = await self._answer(message, fds, kept)
         except CallerVanished:
             return
         except asyncio.CancelledError:
             # The caller left, or the broker ends; what is under way on the worker is looked after.
-            await self._error(message, BrokerError("the call was cancelled"))
+            await self._error(message, self.cancelled)
             return
         except BrokerError as error:
             await self._error(message, error)
@@ -175,7 +191,9 @@ class Service:
             return
         await self._send(message, member, reply)
 
-    async def _answer(self, message: Message, fds: int) -> tuple[Member, Reply]:
+    async def _answer(
+        self, message: Message, fds: int, kept: Sequence[int]
+    ) -> tuple[Member, Reply]:
         if not message.sender:
             raise InvalidRequest("the message has no sender")
         caller = await self._bus.identify(message.sender)
@@ -183,15 +201,15 @@ class Service:
         with self._usage.call(caller.uid, self._limits()):
             try:
                 member, lease = find(message)
-                if fds:
-                    raise InvalidRequest("no file descriptor belongs in this call")
+                if fds != member.fds:
+                    raise InvalidRequest(_NO_FDS if not member.fds else _ONE_FD)
                 if message.signature != member.in_signature:
                     raise InvalidRequest(
                         f"arguments: must have the signature {member.in_signature}"
                     )
                 if member.needs_reply and not wants_reply(message):
                     raise InvalidRequest("nobody would receive the answer (NO_REPLY_EXPECTED)")
-                call = Call(caller, may_interact(message))
+                call = Call(caller, may_interact(message), tuple(kept))
                 return member, await member.handler(self, call, message.body, lease)
             except BrokerError as error:
                 audit(
@@ -245,6 +263,16 @@ def find(message: Message) -> tuple[Member, LeaseId]:
     if interface == NAME and path != PATH:
         raise UnknownMethod("there is no such method")
     return found, LeaseId(lease[1] if lease else "")
+
+
+def _takes_fds(message: Message) -> bool:
+    """Before anything of it is trusted: whether it could be a call that fds belong in.
+
+    A signal may have the names of a method; nobody would ever close what comes with it.
+    """
+    if message.message_type is not MessageType.METHOD_CALL:
+        return False
+    return (message.interface or "", message.member or "") == (LEASE_INTERFACE, "LockMemory")
 
 
 def _requests(raw: Any) -> list[RawRequest]:
@@ -304,7 +332,7 @@ async def _acquire(service: Service, call: Call, body: Sequence[Any], _: LeaseId
         [LEASE_PATH + acquired.lease, 0, grants],
         fds,
         sent=acquired.close,
-        failed=lambda: service.broker.undelivered(acquired),
+        failed=lambda: service.broker.custody.undelivered(acquired),
     )
 
 
@@ -316,6 +344,11 @@ async def _list_networks(service: Service, call: Call, body: Sequence[Any], _: L
 async def _list_leases(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
     leases = await service.broker.list_leases(call, _options(body[0]))
     return Reply([[encode(lease) for lease in leases]])
+
+
+async def _list_devices(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    devices = await service.broker.list_devices(call, _options(body[0]))
+    return Reply([[encode(device) for device in devices]])
 
 
 async def _diagnose(service: Service, _call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
@@ -338,6 +371,18 @@ async def _release(service: Service, call: Call, body: Sequence[Any], lease: Lea
     return Reply([])
 
 
+async def _reclaim(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
+    await service.broker.reclaim(call, lease, _options(body[0]))
+    return Reply([])
+
+
+async def _lock_memory(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
+    if body[0] != 0:
+        raise InvalidRequest("process: is not the descriptor that came along")
+    await service.broker.lock_memory(call, lease, body[1], _options(body[2]))
+    return Reply([])
+
+
 async def _ping(_: Service, _call: Call, _body: Sequence[Any], _lease: LeaseId) -> Reply:
     return Reply([])
 
@@ -351,10 +396,13 @@ MEMBERS: Mapping[tuple[str, str], Member] = {
     (NAME, "Plan"): Member("a(sa{sv})a{sv}", "a{sv}", _plan),
     (NAME, "Acquire"): Member("a(sa{sv})a{sv}", "ohaa{sv}", _acquire, needs_reply=True),
     (NAME, "ListNetworks"): Member("a{sv}", "aa{sv}", _list_networks),
+    (NAME, "ListDevices"): Member("a{sv}", "aa{sv}", _list_devices),
     (NAME, "ListLeases"): Member("a{sv}", "aa{sv}", _list_leases),
     (NAME, "Diagnose"): Member("a{sv}", "a{sv}", _diagnose),
     (LEASE_INTERFACE, "Add"): Member("a(sa{sv})a{sv}", "aa{sv}", _add, needs_reply=True),
     (LEASE_INTERFACE, "Drop"): Member("asa{sv}", "", _drop),
+    (LEASE_INTERFACE, "LockMemory"): Member("hta{sv}", "", _lock_memory, fds=1),
+    (LEASE_INTERFACE, "Reclaim"): Member("a{sv}", "", _reclaim),
     (LEASE_INTERFACE, "Release"): Member("a{sv}", "", _release),
     ("org.freedesktop.DBus.Peer", "Ping"): Member("", "", _ping),
     ("org.freedesktop.DBus.Introspectable", "Introspect"): Member("", "s", _introspect),

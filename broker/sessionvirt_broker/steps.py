@@ -18,7 +18,7 @@ import logging
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from .errors import BrokerError, HostFailure
+from .errors import BrokerError, Busy, HostFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -110,14 +110,20 @@ def carry_out(todo: Sequence[Step], done: list[Step], host: Host, save: Callable
 def take_back(done: list[Step], host: Host) -> list[Step]:
     """Undo ``done``, last first, and empty it. One that fails does not stop the others.
 
-    :return: the steps whose undo failed, for the journal to keep.
+    :return: the steps whose undo failed, for the journal to keep. :attr:`Host.waiting` tells
+        whether one will go when somebody lets go of it.
     """
     stuck: list[Step] = []
     while done:
         step = done.pop()
         try:
             step.undo(host)
+        except Busy as error:
+            log.info("not yet: %s: %s", step.describe_undo(), error)
+            host.waiting.append(step)
+            stuck.insert(0, step)
         except Exception:
             log.exception("undo failed: %s", step.describe_undo())
             stuck.insert(0, step)
+    host.vfio.let_go()
     return stuck

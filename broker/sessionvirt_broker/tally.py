@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is held, in numbers: each user's share, and which interface is of which lease.
+"""What is held, in numbers: each user's share, and which interface or device is of which lease.
 
 A part counts from the moment when all its steps were carried out until it is given back; what is
 left of one whose undo failed counts for nobody. Changed on the worker's thread only. Numbers only:
@@ -15,6 +15,8 @@ from .limits import Share
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .kind import Watched
+
 _LEASE = Share(leases=1)
 
 
@@ -22,7 +24,7 @@ class _Part(NamedTuple):
     """One part of a lease that was carried out whole."""
 
     uid: int
-    ifindex: int
+    watched: tuple[Watched, ...]
     share: Share
 
 
@@ -32,19 +34,19 @@ class Tally:
     def __init__(self) -> None:
         self._held: dict[int, Share] = {}
         self._parts: dict[tuple[str, str], _Part] = {}
-        self._by_ifindex: dict[int, str] = {}
+        self._by_watched: dict[Watched, str] = {}
 
     def held(self, uid: int) -> Share:
         """What a user has."""
         return self._held.get(uid, Share())
 
-    def watched(self) -> frozenset[int]:
-        """The interfaces that were given. May be asked from the loop's thread."""
-        return frozenset(self._by_ifindex)
+    def watched(self) -> frozenset[Watched]:
+        """What was given, as the kernel names it. May be asked from the loop's thread."""
+        return frozenset(self._by_watched)
 
-    def owners(self, ifindexes: Iterable[int]) -> set[str]:
-        """The leases that some of these interfaces belong to."""
-        return {self._by_ifindex[index] for index in ifindexes if index in self._by_ifindex}
+    def owners(self, changed: Iterable[Watched]) -> set[str]:
+        """The leases that some of these belong to."""
+        return {self._by_watched[one] for one in changed if one in self._by_watched}
 
     def lease_begun(self, uid: int) -> None:
         """A user has one more lease."""
@@ -54,10 +56,12 @@ class Tally:
         """A user has one lease less."""
         self._lessen(uid, _LEASE)
 
-    def begun(self, lease: str, part: str, uid: int, ifindex: int, share: Share) -> None:
+    def begun(
+        self, lease: str, part: str, uid: int, watched: tuple[Watched, ...], share: Share
+    ) -> None:
         """A part of a lease was carried out whole."""
-        self._parts[lease, part] = _Part(uid, ifindex, share)
-        self._by_ifindex[ifindex] = lease
+        self._parts[lease, part] = _Part(uid, watched, share)
+        self._by_watched.update(dict.fromkeys(watched, lease))
         self._held[uid] = self.held(uid).plus(share)
 
     def ended(self, lease: str, part: str) -> bool:
@@ -68,17 +72,16 @@ class Tally:
         counted = self._parts.pop((lease, part), None)
         if counted is None:
             return False
-        self._by_ifindex.pop(counted.ifindex, None)
+        for one in counted.watched:
+            # Two parts of a lease may have one group of devices.
+            if not any(one in part.watched for part in self._parts.values()):
+                self._by_watched.pop(one, None)
         self._lessen(counted.uid, counted.share)
         return True
 
     def is_whole(self, lease: str, part: str) -> bool:
         """Whether a part counts."""
         return (lease, part) in self._parts
-
-    def ifindex(self, lease: str, part: str) -> int:
-        """The interface of a part that counts."""
-        return self._parts[lease, part].ifindex
 
     def _lessen(self, uid: int, share: Share) -> None:
         held = self.held(uid).minus(share)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .config import Configuration
     from .host import Host
-    from .kind import Adopted
+    from .kind import Adopted, Watched
     from .wire import Fields
 
 #: Its TAPs; ``ruleset.py`` knows the prefix.
@@ -156,6 +156,7 @@ class TapKind:
     """The kind, and who has which address."""
 
     name = "tap"
+    fds_fact = "ifname"
 
     def __init__(self, machine_id: str, sys_class_net: Path) -> None:
         self._machine_id = machine_id
@@ -178,6 +179,12 @@ class TapKind:
             raise InvalidRequest(f"{fields.where}: needs either network or bridge")
         fields.finish()
         return request
+
+    def is_ready(self, host: Host) -> bool:
+        return True  # the unit has tun, bridge and nf_tables loaded
+
+    def prepare(self, host: Host) -> None:
+        pass
 
     def survey(
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
@@ -269,6 +276,9 @@ class TapKind:
     def share(self, steps: Sequence[Step]) -> Share:
         return Share(taps=1, queues=_tap_steps(steps)[0].queues)
 
+    def watched(self, steps: Sequence[Step]) -> tuple[Watched, ...]:
+        return (_tap_steps(steps)[0].ifindex,)
+
     def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
         for step in steps:
             if isinstance(step, FilterTap):
@@ -313,6 +323,9 @@ class TapKind:
         except OSError:
             bridge = ""
         return "" if bridge == attached.bridge else "the TAP is no longer on its bridge"
+
+    def is_gone(self, steps: Sequence[Step], host: Host) -> bool:
+        return host.links.by_index(_tap_steps(steps)[0].ifindex) is None
 
     def _mac(self, request: TapRequest, owner: Owner) -> Mac:
         def derived(position: int) -> Mac:

@@ -63,9 +63,21 @@ class Fields:
             raise InvalidRequest(f"{self.where}.{name}: must be a string")
         return value
 
-    def flag(self, name: str) -> bool:
-        """A boolean; absent is false."""
-        return self._take(name, "b") is True
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """A boolean."""
+        value = self._take(name, "b")
+        return default if value is None else value is True
+
+    def texts(self, name: str, *, limit: int) -> tuple[str, ...]:
+        """A list of at most ``limit`` strings; absent is empty."""
+        value = self._take(name, "as")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise InvalidRequest(f"{self.where}.{name}: must be a list of strings")
+        if len(value) > limit:
+            raise InvalidRequest(f"{self.where}.{name}: must have at most {limit} entries")
+        return tuple(value)
 
     def count(self, name: str, *, default: int, limit: int) -> int:
         """An unsigned number from 1 to ``limit``."""
@@ -154,4 +166,23 @@ def shown(name: str) -> str:
 
     An agent may read markup, and polkit reads ``$(``; neither survives.
     """
-    return "".join(c if c.isalnum() or c in " -_.,:+@#" else "?" for c in name)
+    return _only(name, " -_.,:+@#")
+
+
+def worded(name: str) -> str:
+    """The same for what people call a device, which often has something in brackets."""
+    return _only(name, " -_.,:+@#()[]/'")
+
+
+def _only(name: str, marks: str) -> str:
+    return "".join(c if c.isalnum() or c in marks else "?" for c in name)
+
+
+def legible(text: str, limit: int) -> str:
+    """A text of the host's (a model, a mount point, a label) as one line for people.
+
+    Users choose some of them. Controls, formats and odd spaces become "?" (str.isprintable() is the
+    same list as above, and spaces other than " "), and so does the "$" of polkit's ``$(``.
+    """
+    line = "".join(c if c.isprintable() else "?" for c in text[: limit + 1]).replace("$(", "?(")
+    return line if len(text) <= limit else line[: limit - 3] + "..."

@@ -24,6 +24,11 @@ function __sessionvirt_names
         string match -r '^[^~\t][^\t]*$'
 end
 
+# The PCI devices that the broker can give; their addresses are nothing else to fish.
+function __sessionvirt_devices
+    command sessionvirt devices --names </dev/null 2>/dev/null
+end
+
 complete -c sessionvirt -f
 complete -c sessionvirt -s h -l help -d 'Show help and exit'
 
@@ -34,8 +39,12 @@ complete -c sessionvirt -n __sessionvirt_verb -a plan \
     -d 'Show what running it would change on this host'
 complete -c sessionvirt -n __sessionvirt_verb -a networks \
     -d 'List the networks and bridges that machines can join'
+complete -c sessionvirt -n __sessionvirt_verb -a devices \
+    -d 'List the host\'s PCI devices, and whether a machine can have them'
 complete -c sessionvirt -n __sessionvirt_verb -a leases \
     -d 'List what your running machines hold of this host'
+complete -c sessionvirt -n __sessionvirt_verb -a reclaim \
+    -d 'End a machine and take back what it has of this host'
 complete -c sessionvirt -n __sessionvirt_verb -a doctor \
     -d 'Check what this host can do, and say what to do where it cannot'
 
@@ -62,7 +71,10 @@ complete -c sessionvirt -n '__sessionvirt_verb run plan' -l initrd -r -F \
     -d 'Its initial RAM disk'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l append -x \
     -d 'Its command line'
-# Here: --pci -x -a '(__sessionvirt_devices)', when there is such an option.
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l pci -x -a '(__sessionvirt_devices)' \
+    -d 'A PCI device of this host'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l with-group \
+    -d 'With a PCI device may go all of its isolation group'
 
 complete -c sessionvirt -n '__sessionvirt_verb run' -l dry-run \
     -d 'The same as plan'
@@ -70,14 +82,16 @@ complete -c sessionvirt -n '__sessionvirt_verb run' -l console \
     -d 'The machine\'s console is on this terminal'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l no-console \
     -d 'Leave the terminal alone'
-complete -c sessionvirt -n '__sessionvirt_verb run' -l no-ask-password \
+complete -c sessionvirt -n '__sessionvirt_verb run reclaim' -l no-ask-password \
     -d 'Never ask; fail where a prompt is needed'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l timeout -x \
     -d 'End the machine after this many seconds'
 complete -c sessionvirt -n '__sessionvirt_verb run' -s q -l quiet \
     -d 'Errors only'
 
-complete -c sessionvirt -n '__sessionvirt_verb plan networks leases doctor' -l json \
+complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases doctor' -l json \
     -d 'For programs: stable, versioned keys'
 complete -c sessionvirt -n '__sessionvirt_verb networks' -l names -x -a 'network bridge' \
     -d 'Only the names of one type'
+complete -c sessionvirt -n '__sessionvirt_verb devices' -l names \
+    -d 'Only the addresses of what can be given to a machine'

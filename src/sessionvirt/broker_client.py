@@ -10,7 +10,11 @@ are closed there.
 Every error is worded by :mod:`sessionvirt.broker_errors`. No reply time-out is set: a prompt may
 take minutes, and the bus itself tells when the broker dies.
 
-What this never does: retry, interpret a grant, decide whether a prompt is allowed.
+A broker that has to start anew before it can act says so, and has done nothing; then the call is
+made again, a few times.
+
+What this never does: retry after any other error, interpret a grant, decide whether a prompt is
+allowed.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import broker_data as data
-from .broker_errors import INSTALL, error_for
+from .broker_errors import INSTALL, RESTARTING, error_for
 from .broker_values import Descriptors, Fields, malformed, read_rows
 from .descriptors import Fd
 from .errors import BrokerUnavailableError
@@ -44,6 +48,10 @@ LEASE_INTERFACE: Final = "org.sessionvirt.Broker1.Lease"
 
 #: SCM_MAX_FD of the kernel.
 _MAX_FDS: Final = 253
+
+#: Seconds before each further call of a broker that starts anew. The bus keeps a call for the one
+#: that comes; what is waited out is that the former one still has the name.
+_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.2)
 
 _DEFAULT_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 
@@ -122,7 +130,7 @@ class BrokerClient:
     ) -> None:
         await self.close()
 
-    async def plan(self, requests: Sequence[data.TapRequest], vm: str) -> data.Plan:
+    async def plan(self, requests: Sequence[data.Request], vm: str) -> data.Plan:
         """Ask what :meth:`acquire` would do. No side effect, no prompt.
 
         :raise SessionvirtError: as :func:`error_for` says.
@@ -132,7 +140,7 @@ class BrokerClient:
         return data.read_plan(Fields(fields, "plan"))
 
     async def acquire(
-        self, requests: Sequence[data.TapRequest], vm: str, *, interactive: bool
+        self, requests: Sequence[data.Request], vm: str, *, interactive: bool
     ) -> data.Lease:
         """Take everything that one start of a VM needs; all or nothing.
 
@@ -158,12 +166,81 @@ class BrokerClient:
         finally:
             fds.close()
 
+    async def add(
+        self, lease: str, requests: Sequence[data.Request], *, interactive: bool
+    ) -> tuple[data.Grant, ...]:
+        """Take more for a VM that runs; all or nothing.
+
+        :param lease: its object path.
+        :param interactive: a prompt may be shown, and waited for.
+        :return: one for each request, in order; the descriptors in them are the caller's.
+        :raise SessionvirtError: as :func:`error_for` says.
+        """
+        body = [_encode_requests(requests), _options(interactive=("b", interactive))]
+        reply, owned = await self._call(
+            "Add",
+            "a(sa{sv})a{sv}",
+            body,
+            interactive=interactive,
+            answers="aa{sv}",
+            path=lease,
+            interface=LEASE_INTERFACE,
+        )
+        fds = Descriptors(owned)
+        try:
+            (rows,) = reply.body
+            grants = tuple(data.read_grant(row, fds) for row in read_rows(rows, "grants"))
+            _check_grants(requests, grants)
+            fds.finish()
+            return grants
+        finally:
+            fds.close()
+
+    async def drop(self, lease: str, grants: Sequence[str]) -> None:
+        """Give back some grants of a lease.
+
+        :param lease: its object path.
+        :param grants: their ids.
+        :raise NotFoundError: the lease has not all of them, and nothing was given back.
+        """
+        body = [list(grants), {}]
+        await self._ask("Drop", "asa{sv}", body, "", path=lease, interface=LEASE_INTERFACE)
+
     async def release(self, lease: str) -> None:
         """Give back everything of a lease now, whoever holds it open.
 
         :param lease: its object path.
         """
         await self._ask("Release", "a{sv}", [{}], "", path=lease, interface=LEASE_INTERFACE)
+
+    async def reclaim(self, lease: str, *, interactive: bool) -> None:
+        """End the machine that has a lease, which may be another user's, and take all of it back.
+
+        :param lease: its object path.
+        :param interactive: a prompt may be shown, and waited for.
+        """
+        body: list[object] = [_options(interactive=("b", interactive))]
+        await self._ask(
+            "Reclaim", "a{sv}", body, "",
+            path=lease, interface=LEASE_INTERFACE, interactive=interactive,
+        )  # fmt: skip
+
+    async def lock_memory(self, lease: str, process: int, amount: int) -> None:
+        """Let a process lock memory; for a lease with a PCI device.
+
+        :param lease: its object path.
+        :param process: a pidfd, which stays the caller's.
+        :param amount: bytes: its soft and its hard limit, which are never lowered.
+        """
+        body: list[object] = [0, amount, {}]
+        await self._ask(
+            "LockMemory", "hta{sv}", body, "", path=lease, interface=LEASE_INTERFACE, fds=[process]
+        )
+
+    async def devices(self) -> tuple[data.DeviceInfo, ...]:
+        """List the host's PCI functions, in the order of their addresses."""
+        (rows,) = await self._ask("ListDevices", "a{sv}", [{}], "aa{sv}")
+        return tuple(data.read_device(row) for row in read_rows(rows, "devices"))
 
     async def networks(self) -> tuple[data.NetworkInfo, ...]:
         """List managed networks and permitted bridges."""
@@ -191,16 +268,23 @@ class BrokerClient:
         *,
         path: str = PATH,
         interface: str = INTERFACE,
+        interactive: bool = False,
+        fds: Sequence[int] = (),
     ) -> list[object]:
         """Call what answers without descriptors."""
         reply, owned = await self._call(
-            member, signature, body, answers=answers, path=path, interface=interface
+            *(member, signature, body),
+            answers=answers,
+            path=path,
+            interface=interface,
+            interactive=interactive,
+            fds=fds,
         )
-        fds = Descriptors(owned)
+        received = Descriptors(owned)
         try:
-            fds.finish()
+            received.finish()
         finally:
-            fds.close()
+            received.close()
         return list(reply.body)
 
     async def _call(
@@ -213,20 +297,43 @@ class BrokerClient:
         path: str = PATH,
         interface: str = INTERFACE,
         interactive: bool = False,
+        fds: Sequence[int] = (),
     ) -> tuple[Message, list[Fd]]:
-        """Send a call and wait for its answer, whose descriptors are the caller's."""
+        """Call, again where the broker starts anew; the descriptors of the answer are the caller's.
+
+        :param fds: what goes along; stays the caller's.
+        """
         from dbus_fast import Message, MessageFlag, MessageType
 
-        message = Message(
-            destination=BUS_NAME,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
-            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE,
-            serial=self._bus.next_serial(),
-        )
+        flag = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+        pauses = iter(_PAUSES)
+        while True:
+            message = Message(
+                destination=BUS_NAME,
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=list(body),
+                flags=flag,
+                serial=self._bus.next_serial(),
+                unix_fds=list(fds),
+            )
+            reply, received = await self._exchange(message)
+            if reply.message_type is MessageType.METHOD_RETURN and reply.signature == answers:
+                return reply, received
+            for fd in received:
+                fd.close()
+            if reply.message_type is not MessageType.ERROR:
+                raise malformed(f"{member} answers {reply.signature!r}, not {answers!r}")
+            pause = next(pauses, None)
+            if reply.error_name != RESTARTING or pause is None:
+                text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+                raise error_for(reply.error_name or "", text)
+            await asyncio.sleep(pause)
+
+    async def _exchange(self, message: Message) -> tuple[Message, list[Fd]]:
+        """Send a call and wait for its answer, whose descriptors are the caller's."""
         if self._watch.done():
             raise _disconnected()
         future: asyncio.Future[tuple[Message, list[Fd]]]
@@ -234,7 +341,7 @@ class BrokerClient:
         self._pending[message.serial] = future
         try:
             await self._send(message)
-            reply, fds = await future
+            return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 # The answer and the cancellation came in the same turn of the loop.
@@ -243,14 +350,6 @@ class BrokerClient:
             raise
         finally:
             self._pending.pop(message.serial, None)
-        if reply.message_type is MessageType.METHOD_RETURN and reply.signature == answers:
-            return reply, fds
-        for fd in fds:
-            fd.close()
-        if reply.message_type is MessageType.ERROR:
-            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
-            raise error_for(reply.error_name or "", text)
-        raise malformed(f"{member} answers {reply.signature!r}, not {answers!r}")
 
     async def _send(self, message: Message) -> None:
         try:
@@ -308,16 +407,16 @@ def _options(**values: tuple[str, str | bool]) -> dict[str, object]:
     return {name: Variant(signature, value) for name, (signature, value) in values.items()}
 
 
-def _encode_requests(requests: Sequence[data.TapRequest]) -> list[object]:
+def _encode_requests(requests: Sequence[data.Request]) -> list[object]:
     from dbus_fast import Variant
 
     return [
-        ["tap", {name: Variant(*typed) for name, typed in request.parameters().items()}]
+        [request.kind, {name: Variant(*typed) for name, typed in request.parameters().items()}]
         for request in requests
     ]
 
 
-def _check_grants(requests: Sequence[data.TapRequest], grants: Sequence[data.TapGrant]) -> None:
+def _check_grants(requests: Sequence[data.Request], grants: Sequence[data.Grant]) -> None:
     """Check that each request got what it asked for.
 
     :raise BrokerUnavailableError: it did not.
@@ -325,5 +424,9 @@ def _check_grants(requests: Sequence[data.TapRequest], grants: Sequence[data.Tap
     if len(grants) != len(requests):
         raise malformed(f"{len(grants)} grants for {len(requests)} requests")
     for request, grant in zip(requests, grants, strict=True):
+        if grant.kind != request.kind:
+            raise malformed(f"{grant.id}: a grant of the kind {grant.kind}, not {request.kind}")
+        if isinstance(request, data.PciRequest):
+            continue
         if len(grant.fds) != request.queues:
             raise malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the broker is asked for and what it answers, as frozen dataclasses.
+"""What the broker answers, as frozen dataclasses.
 
-The contract is ``broker/org.sessionvirt.Broker1.xml``; this is its session side. Each value is read
-as the D-Bus type that the contract gives it, by :mod:`sessionvirt.broker_values`. Keys that are not
-known here are a newer broker's and do no harm.
+What it is asked for is :mod:`sessionvirt.broker_requests`, whose names are here, too. The contract
+is ``broker/org.sessionvirt.Broker1.xml``; this is its session side. Each value is read as the D-Bus
+type that the contract gives it, by :mod:`sessionvirt.broker_values`. Keys that are not known here
+are a newer broker's and do no harm.
 
 What this never does: talk to the bus.
 """
@@ -11,10 +12,10 @@ What this never does: talk to the bus.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
+from .broker_requests import FDS_PER_DEVICE, PciRequest, Request, TapRequest
 from .broker_values import malformed
-from .errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,40 +24,9 @@ if TYPE_CHECKING:
     from .descriptors import Fd
 
 __all__ = [
-    "Diagnosis", "Lease", "LeaseInfo", "NetworkInfo", "Plan", "PlannedRequest", "Step", "TapGrant",
-    "TapRequest",
+    "DeviceInfo", "Diagnosis", "Grant", "Lease", "LeaseInfo", "NetworkInfo", "PciGrant",
+    "PciRequest", "Plan", "PlannedRequest", "Request", "Step", "TapGrant", "TapRequest",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TapRequest:
-    """A TAP device on a managed network or on a bridge that the administrator permits.
-
-    :param network: a managed network's name; or
-    :param bridge: a bridge's name. Exactly one of the two.
-    :param mac: the guest's address; by default the broker derives one, the same at every start.
-    :param queues: queue pairs.
-    :raise UsageError: both or none of network and bridge.
-    """
-
-    network: str | None = None
-    bridge: str | None = None
-    mac: str | None = None
-    queues: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.network is None) == (self.bridge is None):
-            raise UsageError("a TAP is asked for on a network or on a bridge")
-
-    def parameters(self) -> dict[str, tuple[str, str | int]]:
-        """Return what is sent: name to D-Bus type and value."""
-        texts = {"network": self.network, "bridge": self.bridge, "mac": self.mac}
-        sent: dict[str, tuple[str, str | int]] = {
-            name: ("s", text) for name, text in texts.items() if text is not None
-        }
-        if self.queues != 1:
-            sent["queues"] = ("u", self.queues)
-        return sent
 
 
 @dataclass(frozen=True)
@@ -112,6 +82,7 @@ class TapGrant:
     """
 
     id: str
+    kind: str
     fds: tuple[Fd, ...]
     ifname: str
     ifindex: int
@@ -124,16 +95,56 @@ class TapGrant:
 
 
 @dataclass(frozen=True)
+class PciGrant:
+    """A PCI device that is held, with its whole isolation group.
+
+    :param id: its name within the lease.
+    :param fds: an iommufd and the device; or none: QEMU opens the node itself. The lease owns them.
+    :param name: vendor and model in words.
+    :param group: the number of its IOMMU group.
+    :param members: the address of every device of the group, its own included.
+    :param node: what the user may open until the lease ends; empty: nothing.
+    :param driver: the VFIO driver that has it now.
+    :param former: the driver that gets it back; may be empty.
+    """
+
+    id: str
+    kind: str
+    fds: tuple[Fd, ...]
+    address: str
+    name: str
+    group: int
+    members: tuple[str, ...]
+    node: str
+    driver: str
+    former: str
+
+
+Grant: TypeAlias = TapGrant | PciGrant
+
+
+@dataclass(frozen=True)
 class Lease:
     """Everything that one VM start was given; a context manager that closes our descriptors.
 
     :param path: the D-Bus object path that names it to the broker.
     :param hold: while any copy of this is open, the broker keeps what was granted.
+    :param grants: one for each request, in order.
     """
 
     path: str
     hold: Fd
-    grants: tuple[TapGrant, ...]
+    grants: tuple[Grant, ...]
+
+    @property
+    def taps(self) -> tuple[TapGrant, ...]:
+        """The TAP devices, in order."""
+        return tuple(grant for grant in self.grants if isinstance(grant, TapGrant))
+
+    @property
+    def devices(self) -> tuple[PciGrant, ...]:
+        """The host's devices, in order."""
+        return tuple(grant for grant in self.grants if isinstance(grant, PciGrant))
 
     def close(self) -> None:
         """Close what is still ours; where QEMU has no copies, this gives everything back."""
@@ -170,6 +181,37 @@ class NetworkInfo:
 
 
 @dataclass(frozen=True)
+class DeviceInfo:
+    """A PCI function of the host.
+
+    :param ids: vendor and model as "8086:10d3"; ``subsystem`` likewise, or empty.
+    :param class_code: six hexadecimal digits.
+    :param driver: may be empty.
+    :param group: the number of its IOMMU group; empty: no IOMMU has it.
+    :param endpoint: False: a bridge.
+    :param resets: the kernel's ways to reset it; none: what a guest left may stay in it.
+    :param rom: it has an expansion ROM.
+    :param uses: what on the host would suffer; the function's own.
+    :param holder: the VM that has it; "-": another user's; empty: none.
+    :param verdict: "free", "group", "refused", "held", "no-iommu" or "bridge".
+    """
+
+    address: str
+    name: str
+    ids: str
+    subsystem: str
+    class_code: str
+    driver: str
+    group: str
+    endpoint: bool
+    resets: tuple[str, ...]
+    rom: bool
+    uses: tuple[str, ...]
+    holder: str
+    verdict: str
+
+
+@dataclass(frozen=True)
 class LeaseInfo:
     """A lease of this user; for root anybody's.
 
@@ -177,6 +219,7 @@ class LeaseInfo:
     :param since: seconds since the epoch.
     :param allowed: "yes" without a prompt, "asked" after one.
     :param drops: frames that the filter dropped, by reason.
+    :param process: QEMU's, where it was let lock memory; else 0.
     """
 
     lease: str
@@ -185,8 +228,9 @@ class LeaseInfo:
     state: str
     since: int
     allowed: str
-    grants: tuple[TapGrant, ...]
+    grants: tuple[Grant, ...]
     drops: Mapping[str, int]
+    process: int
 
 
 @dataclass(frozen=True)
@@ -208,18 +252,26 @@ class Diagnosis:
     foreign_forward_drops: tuple[str, ...]
 
 
-def read_grant(fields: Fields, fds: Descriptors | None) -> TapGrant:
-    """Read a grant.
+def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
+    """Read a grant, of whichever kind it is.
 
     :param fds: None: the grant is of a list and has no descriptors.
     """
     kind = fields.text("kind")
-    if kind != "tap":
-        raise malformed(f"a grant of the unknown kind {kind!r}")
+    if kind == TapRequest.kind:
+        return read_tap(fields, fds)
+    if kind == PciRequest.kind:
+        return read_pci(fields, fds)
+    raise malformed(f"a grant of the unknown kind {kind!r}")
+
+
+def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
+    """Read the grant of a TAP device."""
     name = fields.text("id")
     indices = fields.numbers("fds", "ah") if fields.has("fds") or fds is not None else ()
     return TapGrant(
         id=name,
+        kind=fields.text("kind"),
         fds=() if fds is None else tuple(fds.take(index, name) for index in indices),
         ifname=fields.text("ifname"),
         ifindex=fields.number("ifindex"),
@@ -229,6 +281,26 @@ def read_grant(fields: Fields, fds: Descriptors | None) -> TapGrant:
         bridge=fields.text("bridge") if fields.has("bridge") else "",
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),
+    )
+
+
+def read_pci(fields: Fields, fds: Descriptors | None) -> PciGrant:
+    """Read the grant of a PCI device, which comes as two descriptors or with none."""
+    name = fields.text("id")
+    indices = fields.numbers("fds", "ah") if fds is not None else ()
+    if len(indices) not in (0, FDS_PER_DEVICE):
+        raise malformed(f"{name}: a PCI device with {len(indices)} descriptors")
+    return PciGrant(
+        id=name,
+        kind=fields.text("kind"),
+        fds=() if fds is None else tuple(fds.take(index, name) for index in indices),
+        address=fields.text("address"),
+        name=fields.text("name"),
+        group=fields.number("group"),
+        members=fields.texts("members"),
+        node=fields.text("node"),
+        driver=fields.text("driver"),
+        former=fields.text("former"),
     )
 
 
@@ -265,6 +337,25 @@ def read_network(fields: Fields) -> NetworkInfo:
     )
 
 
+def read_device(fields: Fields) -> DeviceInfo:
+    """Read one row of ListDevices."""
+    return DeviceInfo(
+        address=fields.text("address"),
+        name=fields.text("name"),
+        ids=fields.text("ids"),
+        subsystem=fields.text("subsystem"),
+        class_code=fields.text("class"),
+        driver=fields.text("driver"),
+        group=fields.text("group"),
+        endpoint=fields.flag("endpoint"),
+        resets=fields.texts("resets"),
+        rom=fields.flag("rom"),
+        uses=fields.texts("uses"),
+        holder=fields.text("holder"),
+        verdict=fields.text("verdict"),
+    )
+
+
 def read_lease(fields: Fields) -> LeaseInfo:
     """Read one row of ListLeases."""
     return LeaseInfo(
@@ -276,6 +367,7 @@ def read_lease(fields: Fields) -> LeaseInfo:
         allowed=fields.text("allowed"),
         grants=tuple(read_grant(row, None) for row in fields.rows("grants")),
         drops=fields.counters("drops"),
+        process=fields.number("process"),
     )
 
 

@@ -21,7 +21,7 @@ from .errors import (
     UsageError,
 )
 
-__all__ = ["INSTALL", "error_for"]
+__all__ = ["INSTALL", "RESTARTING", "error_for"]
 
 EXAMPLE_RULE: Final = "/usr/share/doc/sessionvirt/sessionvirt.rules.example"
 
@@ -48,6 +48,8 @@ class _Wording:
 
 
 _OURS: Final = "org.sessionvirt.Broker1.Error."
+#: Nothing was done, and the next broker answers; the client calls again.
+RESTARTING: Final = f"{_OURS}Restarting"
 _BUS: Final = "org.freedesktop.DBus.Error."
 
 #: Error name to the words for it. The message that came with it is the evidence.
@@ -76,10 +78,18 @@ _WORDINGS: Final = {
     f"{_OURS}NotFound": _Wording(
         NotFoundError,
         "there is no such thing for this user",
-        "'sessionvirt networks' lists what there is",
+        "'sessionvirt networks' and 'sessionvirt devices' list what there is",
     ),
     f"{_OURS}DeviceUnsafe": _Wording(
-        UnsafeError, "the broker refuses, because the host would suffer"
+        UnsafeError,
+        "the broker refuses, because the host would suffer",
+        "'sessionvirt devices' shows what can be given away, and what goes along with it",
+    ),
+    # Only who has called again and again sees this one.
+    RESTARTING: _Wording(
+        BrokerUnavailableError,
+        "the broker starts anew, and does not come to an end of it",
+        _JOURNAL,
     ),
     f"{_OURS}StateChanged": _Wording(
         BusyError, "the host changed while the prompt was open", "start again"

@@ -278,7 +278,8 @@ def test_unknown_keys_are_refused_everywhere(client: Client) -> None:
         ([tap()] * 17, "InvalidArgs"),
         ([["", {}]], "NotSupported"),
         ([["TAP", {}]], "NotSupported"),
-        ([["pci", {}]], "NotSupported"),
+        ([["usb", {}]], "NotSupported"),
+        ([["pci", {}]], "InvalidArgs"),
         ([["tap\n", {}]], "NotSupported"),
         ([["__class__", {}]], "NotSupported"),
         ([["tap", {}]], "InvalidArgs"),
@@ -287,7 +288,8 @@ def test_unknown_keys_are_refused_everywhere(client: Client) -> None:
         ([tap(queues=9)], "InvalidArgs"),
         ([tap(queues=0xFFFFFFFF)], "InvalidArgs"),
         ([tap(queues=8)] * 16, "LimitsExceeded"),
-        ([tap(), ["pci", {}]], "NotSupported"),
+        ([tap(), ["usb", {}]], "NotSupported"),
+        ([tap(), ["pci", {}]], "InvalidArgs"),
     ],
 )
 def test_requests_that_cannot_be_are_refused_before_anybody_is_asked(

@@ -93,9 +93,9 @@ def test_b16_every_member_refuses_every_other_signature(
 ) -> None:
     members = [
         (PATH, INTERFACE, name)
-        for name in ("Plan", "Acquire", "ListNetworks", "ListLeases", "Diagnose")
+        for name in ("Plan", "Acquire", "ListNetworks", "ListDevices", "ListLeases", "Diagnose")
     ]
-    members += [(LEASE_PATH, LEASE, name) for name in ("Add", "Drop", "Release")]
+    members += [(LEASE_PATH, LEASE, name) for name in ("Add", "Drop", "LockMemory", "Release")]
     members += [(PATH, PEER, "Ping"), (PATH, INTROSPECTABLE, "Introspect")]
     values: list[tuple[str, list[Any]]] = [
         ("b", [True]),

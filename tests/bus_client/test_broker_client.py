@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import os
 import stat
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pytest
 
 from sessionvirt import errors
 from sessionvirt.broker_client import BrokerClient
-from sessionvirt.broker_data import Step, TapRequest
+from sessionvirt.broker_data import PciGrant, PciRequest, Step, TapGrant, TapRequest
 from sessionvirt.broker_errors import error_for
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ OURS = "org.sessionvirt.Broker1.Error."
 BUS = "org.freedesktop.DBus.Error."
 
 TAP = TapRequest(network="default")
+PCI = PciRequest("0000:03:00.0")
 
 
 def test_everything_is_read_as_the_contract_says(broker: Callable[[str], str]) -> None:
@@ -70,6 +72,129 @@ def test_a_lease_owns_what_came_with_it(broker: Callable[[str], str]) -> None:
     asyncio.run(run())
 
 
+def test_a_lease_grows_and_shrinks(broker: Callable[[str], str]) -> None:
+    """What is added is the caller's, and the rest of the lease is not touched."""
+
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("ok")) as client:
+            lease = (await client.leases())[0].lease
+            (grant,) = await client.add(lease, [TAP], interactive=False)
+            assert (grant.id, len(grant.fds)) == ("tap7", 1)
+            with grant.fds[0] as fd:
+                assert stat.S_ISCHR(os.fstat(fd.fileno()).st_mode)
+            await client.drop(lease, ["tap7"])
+            with pytest.raises(errors.NotFoundError) as caught:
+                await client.drop(lease, ["tap8"])
+            assert caught.value.evidence == "grants: the lease has no such grant"
+
+    asyncio.run(run())
+
+
+def test_an_addition_that_is_less_than_was_asked_for_is_refused(
+    broker: Callable[[str], str],
+) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("fewer-grants")) as client:
+            lease = (await client.leases())[0].lease
+            with pytest.raises(errors.BrokerUnavailableError, match="1 grants for 2 requests"):
+                await client.add(lease, [TAP, TAP], interactive=False)
+
+    asyncio.run(run())
+
+
+def test_a_lease_has_grants_of_both_kinds_in_order(broker: Callable[[str], str]) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("ok")) as client:
+            lease = await client.acquire([TAP, PCI, TAP], "guest", interactive=False)
+        with lease:
+            kinds = [type(grant) for grant in lease.grants]
+            assert kinds == [TapGrant, PciGrant, TapGrant]
+            assert lease.taps == (lease.grants[0], lease.grants[2])
+            (device,) = lease.devices
+            assert (device.address, device.group, device.fds) == ("0000:03:00.0", 6, ())
+            assert device.members == ("0000:03:00.0", "0000:03:00.1")
+            assert (device.node, device.driver, device.former) == (
+                "/dev/vfio/6",
+                "vfio-pci",
+                "e1000e",
+            )
+
+    asyncio.run(run())
+
+
+def test_a_device_with_descriptors_is_against_the_contract(broker: Callable[[str], str]) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("pci-fds")) as client:
+            await client.acquire([TAP, PCI], "guest", interactive=False)
+
+    with pytest.raises(errors.BrokerUnavailableError, match="pci1: a PCI device with descriptors"):
+        asyncio.run(run())
+
+
+def test_a_listed_lease_has_grants_of_both_kinds(broker: Callable[[str], str]) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("devices")) as client:
+            (lease,) = await client.leases()
+            assert [grant.kind for grant in lease.grants] == ["pci", "tap"]
+
+    asyncio.run(run())
+
+
+def test_devices(broker: Callable[[str], str]) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("ok")) as client:
+            bridge, free, *_ = await client.devices()
+            assert (bridge.endpoint, free.endpoint) == (False, True)
+            assert (free.class_code, free.group, free.resets) == ("020000", "1", ("flr", "bus"))
+            assert (free.rom, free.verdict, free.holder) == (True, "free", "")
+
+    asyncio.run(run())
+
+
+def test_a_process_is_named_by_its_descriptor(broker: Callable[[str], str]) -> None:
+    """Which stays the caller's."""
+    name = Path("/proc/self/comm").read_text().strip()
+
+    async def run() -> None:
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            async with await BrokerClient.connect(broker("ok")) as client:
+                (lease,) = await client.leases()
+                with pytest.raises(errors.BusyError) as caught:
+                    await client.lock_memory(lease.lease, pidfd, 3 << 30)
+            assert caught.value.evidence == f"{name} {3 << 30}"
+            os.fstat(pidfd)
+        finally:
+            os.close(pidfd)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_broker_that_starts_anew_is_called_again(
+    broker: Callable[[str], str], times: int
+) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker(f"restarts={times}")) as client:
+            lease = await client.acquire([PCI], "guest", interactive=False)
+            lease.close()
+
+    asyncio.run(run())
+
+
+def test_a_broker_that_starts_anew_for_ever_is_given_up(broker: Callable[[str], str]) -> None:
+    async def run() -> None:
+        async with await BrokerClient.connect(broker("restarts=6")) as client:
+            begin = time.monotonic()
+            with pytest.raises(errors.BrokerUnavailableError, match="starts anew"):
+                await client.devices()
+            assert time.monotonic() - begin < 5
+            # It was called six times, so the seventh is answered.
+            assert await client.devices()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("interactive", [True, False])
 def test_interaction_is_said_twice(broker: Callable[[str], str], *, interactive: bool) -> None:
     """Once for polkit's own habit, in the header, and once as the contract's option."""
@@ -89,6 +214,7 @@ def test_interaction_is_said_twice(broker: Callable[[str], str], *, interactive:
         ("missing-key", r"grants\[1\]: mac is missing"),
         ("wrong-type", r"grants\[1\]: ifindex is of type s, not u"),
         ("wrong-kind", "unknown kind 'gold'"),
+        ("other-kind", "pci0: a grant of the kind pci, not tap"),
         ("no-fds", "hold: no descriptor came with it"),
         ("too-many-fds", "5 descriptors more"),
         ("fd-twice", "belongs to something else"),
@@ -167,6 +293,7 @@ def test_a_bus_that_goes_away(broker: Callable[[str], str], tmp_path: Path) -> N
         (f"{OURS}LimitsExceeded", errors.BusyError),
         (f"{OURS}NotFound", errors.NotFoundError),
         (f"{OURS}DeviceUnsafe", errors.UnsafeError),
+        (f"{OURS}Restarting", errors.BrokerUnavailableError),
         (f"{OURS}StateChanged", errors.BusyError),
         (f"{OURS}NotSupported", errors.SessionvirtError),
         (f"{OURS}Configuration", errors.BrokerUnavailableError),
@@ -223,6 +350,7 @@ def test_a_request_is_for_a_network_or_a_bridge() -> None:
 
 
 def test_the_client_has_every_member_of_the_contract() -> None:
-    members = {"Plan", "Acquire", "ListNetworks", "ListLeases", "Diagnose", "Release"}
+    members = {"Plan", "Acquire", "ListNetworks", "ListDevices", "ListLeases", "Diagnose"}
+    members |= {"LockMemory", "Release"}
     source = inspect.getsource(BrokerClient)
     assert [member for member in members if f'"{member}"' not in source] == []

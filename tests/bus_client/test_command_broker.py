@@ -20,6 +20,8 @@ pytestmark = pytest.mark.bus
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 OURS = "org.sessionvirt.Broker1.Error."
 
+#: A machine with a device of the host.
+DEVICE = ("--network", "none", "--pci", "03:00.0", "--kernel", "/dev/null", "--name", "guest")
 #: A machine with a TAP; its kernel is never started.
 GUEST = ("--network", "default", "--kernel", "/dev/null", "--name", "guest")
 
@@ -86,12 +88,111 @@ def test_leases(broker: Callable[[str], str]) -> None:
     address = broker("ok")
     _, row = run(address, "leases").stdout.splitlines()
     assert row.split() == [
-        "guest", "1000", "held", "2023-11-14", "22:13:20", "asked", "default", "svt0123",
-        "52:54:00:01:02:03", "10.213.80.9", "mac", "3",
+        "01234567", "guest", "1000", "-", "held", "2023-11-14", "22:13:20", "asked", "default",
+        "svt0123", "52:54:00:01:02:03", "10.213.80.9", "mac", "3",
     ]  # fmt: skip
     (lease,) = json.loads(run(address, "leases", "--json").stdout)["leases"]
     assert lease["drops"] == {"mac": 3, "arp": 0}
     assert "fds" not in lease["grants"][0]
+
+
+def test_leases_of_devices(broker: Callable[[str], str]) -> None:
+    address = broker("devices")
+    head, device, tap = run(address, "leases").stdout.splitlines()
+    assert head.split() == [
+        "LEASE", "VM", "USER", "PROCESS", "STATE", "SINCE", "ALLOWED", "ON", "DEVICE", "MAC",
+        "ADDRESSES,", "NAME", "DROPS",
+    ]  # fmt: skip
+    assert "PCI group 6  0000:03:00.0  -  " in device
+    assert "82574L Gigabit Network Connection and 1 more  mac 3" in device
+    assert tap.split() == ["default", "svt0123", "52:54:00:01:02:03", "10.213.80.9"]
+    (lease,) = json.loads(run(address, "leases", "--json").stdout)["leases"]
+    assert [grant["kind"] for grant in lease["grants"]] == ["pci", "tap"]
+    assert lease["grants"][0]["members"] == ["0000:03:00.0", "0000:03:00.1"]
+
+
+@pytest.mark.parametrize("word", ["guest", "0123", "0123456789abcdef"])
+def test_a_lease_is_reclaimed_by_any_of_its_names(broker: Callable[[str], str], word: str) -> None:
+    done = run(broker("reclaims"), "reclaim", word)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "is given back" in done.stderr
+
+
+def test_another_users_lease_is_named_whole(broker: Callable[[str], str]) -> None:
+    """It is not listed: the broker is asked, with its path as it is, and says no."""
+    whole = "f" * 32
+    done = run(broker("ok"), "reclaim", "--no-ask-password", whole)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert f"/org/sessionvirt/Broker1/lease/{whole} False" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["guests", "9", "f" * 31, "../x"])
+def test_a_lease_that_is_not_there(broker: Callable[[str], str], word: str) -> None:
+    done = run(broker("ok"), "reclaim", word)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"no lease or machine '{word}'" in done.stderr
+    assert "sessionvirt leases" in done.stderr
+
+
+def test_devices(broker: Callable[[str], str]) -> None:
+    address = broker("ok")
+    done = run(address, "devices")
+    assert (done.returncode, done.stderr) == (0, "")
+    heads = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert heads == [
+        "group 1: free to assign",
+        "group 2: takes 1 other along: 0000:02:00.0, 0000:02:00.1 go together (--with-group)",
+        "group 3: refused: 0000:03:00.0: file system / on /dev/vda1",
+        "group 4: held by win\\x1b[2J11",
+    ]
+    report = json.loads(run(address, "devices", "--json").stdout)
+    assert [group["verdict"] for group in report["groups"]] == ["free", "group", "refused", "held"]
+    assert set(report["groups"][0]["devices"][0]) == {
+        "address", "name", "ids", "subsystem", "class", "driver", "group", "endpoint", "resets",
+        "rom", "uses", "holder", "verdict",
+    }  # fmt: skip
+    names = run(address, "devices", "--names").stdout.split()
+    assert names == ["0000:01:00.0", "0000:02:00.0", "0000:02:00.1"]
+
+
+def test_devices_without_an_iommu(broker: Callable[[str], str]) -> None:
+    done = run(broker("no-iommu"), "devices")
+    first, *_, last = done.stdout.splitlines()
+    assert first == "no IOMMU: none of these can be given to a machine"
+    assert last.startswith("what to do: ")
+
+
+def test_the_addresses_of_devices_are_not_waited_for(broker: Callable[[str], str]) -> None:
+    done = run(broker("silent"), "devices", "--names")
+    assert (done.returncode, done.stdout) == (8, "")
+
+
+def test_the_plan_of_a_device(broker: Callable[[str], str]) -> None:
+    done = run(broker("ok"), "plan", *DEVICE, "--with-group", "--verbose")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("  ") for line in done.stdout.splitlines() if "GiB" in line]
+    (line,) = ([cell.strip() for cell in cells if cell] for cells in lines)
+    assert line == ["2", "let QEMU lock 2.0 GiB of memory", "nothing: it ends with QEMU"]
+    assert '"host":"0000:03:00.0"' in done.stdout
+
+
+def test_a_machine_that_may_not_lock_memory_is_not_started(broker: Callable[[str], str]) -> None:
+    """What the broker sees is the shell that waits to be QEMU; that nothing is left of it is the
+    leak guard's to say."""
+    done = run(broker("ok"), "run", "-q", *DEVICE)
+    assert done.returncode == 6
+    assert done.stderr.splitlines()[1] == f"  sh {2 << 30}"
+
+
+def test_a_machine_that_may_lock_memory_is_started(
+    broker: Callable[[str], str], tmp_path: Path
+) -> None:
+    """There is no such device: QEMU says so, which it can only where it runs."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    done = run(broker("locks"), "run", "-q", *DEVICE[:3], "fffe:03:00.0", str(disk))
+    assert done.returncode == 1
+    assert "fffe:03:00.0: no such host device" in done.stderr
 
 
 def test_plan(broker: Callable[[str], str]) -> None:

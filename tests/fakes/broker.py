@@ -7,8 +7,10 @@ Its descriptors are those of pipes and of /dev/null; a client cannot tell.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
+import time
 
 from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
@@ -30,6 +32,62 @@ def grant(number: int, queues: list[int]) -> dict[str, Variant]:
         "ipv4": Variant("as", ["10.213.80.9"]),
         "ipv6": Variant("as", []),
     }
+
+
+def pci_grant(number: int, address: str) -> dict[str, Variant]:
+    texts = {
+        "id": f"pci{number}",
+        "kind": "pci",
+        "address": address,
+        "name": "82574L Gigabit Network Connection",
+        "node": "/dev/vfio/6",
+        "driver": "vfio-pci",
+        "former": "e1000e",
+    }
+    return {
+        **{key: Variant("s", value) for key, value in texts.items()},
+        "fds": Variant("ah", []),
+        "group": Variant("u", 6),
+        "members": Variant("as", [address, "0000:03:00.1"]),
+    }
+
+
+def device(
+    address: str, group: str, verdict: str, *, uses: tuple[str, ...] = (), holder: str = ""
+) -> dict[str, Variant]:
+    bridge = verdict == "bridge"
+    texts = {
+        "address": address,
+        "name": f"name of {address}",
+        "ids": "8086:10d3",
+        "subsystem": "",
+        "class": "060400" if bridge else "020000",
+        "driver": "pcieport" if bridge else "e1000e",
+        "group": group,
+        "holder": holder,
+        "verdict": verdict,
+    }
+    lists = {"resets": [] if bridge else ["flr", "bus"], "uses": list(uses)}
+    return {
+        **{key: Variant("s", value) for key, value in texts.items()},
+        **{key: Variant("as", value) for key, value in lists.items()},
+        **{
+            key: Variant("b", value) for key, value in {"endpoint": not bridge, "rom": True}.items()
+        },
+    }
+
+
+def devices(mode: str) -> list[dict[str, Variant]]:
+    if mode == "no-iommu":
+        return [device("0000:00:03.0", "", "no-iommu")]
+    return [
+        device("0000:00:1c.0", "1", "bridge"),
+        device("0000:01:00.0", "1", "free"),
+        device("0000:02:00.0", "2", "group"),
+        device("0000:02:00.1", "2", "group"),
+        device("0000:03:00.0", "3", "refused", uses=("file system / on /dev/vda1",)),
+        device("0000:04:00.0", "4", "held", holder="win\x1b[2J11"),
+    ]
 
 
 def plan() -> dict[str, Variant]:
@@ -54,6 +112,7 @@ def lease() -> dict[str, Variant]:
         "allowed": Variant("s", "asked"),
         "grants": Variant("aa{sv}", [row]),
         "drops": Variant("a{st}", {"mac": 3, "arp": 0}),
+        "process": Variant("u", 0),
     }
 
 
@@ -81,11 +140,22 @@ def facts() -> dict[str, Variant]:
     }
 
 
+def lease_of_devices() -> dict[str, Variant]:
+    rows = [pci_grant(0, "0000:03:00.0"), grant(1, [])]
+    return lease() | {"grants": Variant("aa{sv}", rows)}
+
+
 def acquire(mode: str, message: Message) -> tuple[str, list[object], list[int]]:
     """The answer to Acquire: signature, body, descriptors."""
     requests = message.body[0]
-    fds = [os.pipe()[1]] + [os.open(os.devnull, os.O_RDWR) for _ in requests]
-    rows = [grant(number, [number + 1]) for number in range(len(requests))]
+    fds = [os.pipe()[1]]
+    rows = []
+    for number, (kind, parameters) in enumerate(requests):
+        if kind == "pci":
+            rows.append(pci_grant(number, parameters["address"].value))
+        else:
+            fds.append(os.open(os.devnull, os.O_RDWR))
+            rows.append(grant(number, [len(fds) - 1]))
     match mode:
         case "missing-key":
             del rows[-1]["mac"]
@@ -93,6 +163,12 @@ def acquire(mode: str, message: Message) -> tuple[str, list[object], list[int]]:
             rows[-1]["ifindex"] = Variant("s", "42")
         case "wrong-kind":
             rows[-1]["kind"] = Variant("s", "gold")
+        case "other-kind":
+            rows[-1] = pci_grant(0, "0000:03:00.0")
+            os.close(fds.pop())
+        case "pci-fds":
+            rows[-1]["fds"] = Variant("ah", [len(fds)])
+            fds.append(os.open(os.devnull, os.O_RDWR))
         case "no-fds":
             fds = []
         case "too-many-fds":
@@ -110,8 +186,30 @@ def acquire(mode: str, message: Message) -> tuple[str, list[object], list[int]]:
     return "ohaa{sv}", [LEASE, 0, rows], fds
 
 
+def lock_memory(mode: str, message: Message) -> Message:
+    """Says who is to lock how much, after a while in which it would have become something else."""
+    time.sleep(0.5)
+    pidfd, amount, _ = message.body
+    with open(f"/proc/self/fdinfo/{message.unix_fds[pidfd]}", encoding="ascii") as file:
+        pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
+    with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        name = file.read().strip()
+    for fd in message.unix_fds:
+        os.close(fd)
+    if mode != "locks":
+        text = f"{name} {amount}"
+        return Message.new_error(message, "org.sessionvirt.Broker1.Error.LimitsExceeded", text)
+    return Message.new_method_return(message, "", [])
+
+
+#: How many calls there were.
+CALLS = itertools.count(1)
+
+
 def answer(mode: str, message: Message) -> Message | None:
     """The reply to a call; None: there is none."""
+    if mode.startswith("restarts=") and next(CALLS) <= int(mode.removeprefix("restarts=")):
+        return Message.new_error(message, "org.sessionvirt.Broker1.Error.Restarting", "anew")
     if mode == "vanishes":
         os._exit(1)
     if mode == "silent":
@@ -133,11 +231,34 @@ def answer(mode: str, message: Message) -> Message | None:
                 rows += [network(name) for name in ("two\nlines", "\x1b[2J", "two words")]
                 rows += [network("br0", "bridge")]
             return Message.new_method_return(message, "aa{sv}", [rows])
+        case "ListDevices":
+            return Message.new_method_return(message, "aa{sv}", [devices(mode)])
+        case "LockMemory":
+            return lock_memory(mode, message)
         case "ListLeases":
+            if mode == "devices":
+                return Message.new_method_return(message, "aa{sv}", [[lease_of_devices()]])
             return Message.new_method_return(message, "aa{sv}", [[lease()]])
         case "Diagnose":
             return Message.new_method_return(message, "a{sv}", [facts()])
-        case "Release":
+        case "Reclaim":
+            text = f"{message.path} {message.body[0]['interactive'].value}"
+            if mode == "reclaims":
+                return Message.new_method_return(message, "", [])
+            return Message.new_error(message, "org.sessionvirt.Broker1.Error.NotAuthorized", text)
+        case "Add":
+            fds = [os.open(os.devnull, os.O_RDWR) for _ in message.body[0]]
+            rows = [grant(7 + number, [number]) for number in range(len(fds))]
+            if mode == "fewer-grants":
+                rows, fds = rows[:-1], fds[:-1]
+            if mode == "flags":
+                text = f"{message.flags.value} {message.body[1]['interactive'].value}"
+                return Message.new_error(message, "org.sessionvirt.Broker1.Error.Failed", text)
+            return Message.new_method_return(message, "aa{sv}", [rows], fds)
+        case "Drop" if message.body[0] != ["tap7"]:
+            text = "grants: the lease has no such grant"
+            return Message.new_error(message, "org.sessionvirt.Broker1.Error.NotFound", text)
+        case "Drop" | "Release":
             return Message.new_method_return(message, "", [])
     return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "no")
 

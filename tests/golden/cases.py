@@ -41,6 +41,7 @@ BINARY: Final = Capabilities(
         (
             *("VGA", "e1000", "e1000e", "ich9-ahci", "ide-cd", "ide-hd", "isa-serial"),
             *("pcie-root-port", "qemu-xhci", "rtl8139", "usb-kbd", "usb-mouse", "usb-tablet"),
+            "vfio-pci",
             *("virtconsole", "virtio-balloon-pci", "virtio-blk-pci", "virtio-keyboard-pci"),
             *("virtio-net-pci", "virtio-rng-pci", "virtio-serial-pci", "virtio-vga"),
         )

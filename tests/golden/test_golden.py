@@ -6,6 +6,7 @@ tests/qemu/test_golden_start.py shows that a real QEMU takes the same lines.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -14,6 +15,7 @@ from golden.cases import BINARY, CASES, DIRECTORY, parsed, wiring
 from sessionvirt import xmlmap
 from sessionvirt.model.domain import Domain, dump_domain, parse_domain
 from sessionvirt.qemu.command import build
+from sessionvirt.qemu.wiring import HostdevWiring
 from sessionvirt.xmlfields import declared
 from sessionvirt.xmlmap import Element
 
@@ -35,6 +37,13 @@ def test_command_line(case: str) -> None:
     lines = [f"{name}={value}" for name, value in command.environment] + list(command.argv)
     assert not any("\n" in line for line in lines)
     compare(f"{case}.args", "\n".join(lines) + "\n")
+
+
+def test_command_line_of_host_devices_as_descriptors() -> None:
+    domain = parsed("hostdevs").value
+    given = dataclasses.replace(wiring(domain), hostdevs=HostdevWiring(40, (41, 42)))
+    assert given.passed_fds == (*wiring(domain).passed_fds, 40, 41, 42)
+    compare("hostdevs-iommufd.args", "\n".join(build(domain, BINARY, given).argv) + "\n")
 
 
 @pytest.mark.parametrize("case", CASES)

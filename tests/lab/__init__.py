@@ -24,6 +24,7 @@ module:
 ``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty
+``fakesysfs``   a host's /sys and /proc as files, for unit tests
 ``leaks``       what is there now, to be compared with what was there before
 
 The lab knows the project only as installed files, programs and bus names; it imports neither half.

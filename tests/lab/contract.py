@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lab.stage import ROOT
 
-__all__ = ["FILE", "Member", "documented", "errors", "members"]
+__all__ = ["FILE", "Member", "documented", "errors", "members", "parameters"]
 
 FILE = ROOT / "broker/org.sessionvirt.Broker1.xml"
 
@@ -44,24 +44,36 @@ def errors() -> set[str]:
 
 
 def documented() -> dict[str, dict[str, str]]:
-    """Key to type, as the comments say, of: grant, plan, requests, networks, leases, facts.
+    """Key to type, as the comments say, of all that is answered as a dictionary.
 
-    ``requests`` are those of a plan. A key that is there or not (network, bridge) is listed.
+    ``grant`` is that of a TAP, ``pci`` that of a PCI device; ``requests`` are those of a plan. A
+    key that is there or not (network, bridge) is listed.
     """
     text = FILE.read_text()
-    grant = _between(text, "A grant is a{sv} with", "-->")
+    grant = _between(text, "A grant of a TAP is a{sv} with", "A grant of")
     plan = _between(text, "         plan      verdict", "-->")
     found = {
         "grant": _table(grant),
+        "pci": _table(_between(text, "A grant of a PCI device is a{sv} with", "-->")),
         "plan": _table(" " * 19 + "verdict" + plan),
         "requests": _inline(_between(plan, "in order: kind", "steps "), "kind"),
         "networks": _inline(_between(text, "networks  each: name", "-->"), "name"),
+        "devices": _inline(_between(text, "devices   each: address", "-->"), "address"),
         "leases": _inline(_between(text, "leases    each: lease", "-->"), "lease"),
         "facts": _inline(_between(text, "facts     version", "-->"), "version"),
     }
     if "bridge s, as asked for" in grant:
         found["grant"]["bridge"] = "s"
     return found
+
+
+def parameters() -> dict[str, dict[str, str]]:
+    """Key to type, as the comments say, of each kind of request."""
+    text = FILE.read_text()
+    return {
+        "tap": _table(_between(text, '"tap"  a TAP device', '"pci"')),
+        "pci": _table(_between(text, '"pci"  a PCI device', "A grant of")),
+    }
 
 
 def _between(text: str, start: str, end: str) -> str:

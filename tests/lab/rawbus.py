@@ -43,6 +43,7 @@ __all__ = [
     "assert_serves",
     "marshalled",
     "options",
+    "pci",
     "tap",
 ]
 
@@ -57,6 +58,9 @@ SIGNATURES = {
     "Add": "a(sa{sv})a{sv}",
     "Drop": "asa{sv}",
     "Release": "a{sv}",
+    "LockMemory": "hta{sv}",
+    "Reclaim": "a{sv}",
+    "ListDevices": "a{sv}",
     "ListNetworks": "a{sv}",
     "ListLeases": "a{sv}",
     "Diagnose": "a{sv}",
@@ -371,6 +375,12 @@ def tap(network: str | None = "default", **parameters: Variant | str | int) -> l
     """One request; a text is a ``s``, a number a ``u``."""
     given: Mapping[str, Variant | str | int | None] = {"network": network, **parameters}
     return ["tap", {key: _variant(value) for key, value in given.items() if value is not None}]
+
+
+def pci(address: str, **parameters: Variant | bool) -> list[Any]:
+    """One request for a device."""
+    given: Mapping[str, Variant | str | int] = {"address": address, **parameters}
+    return ["pci", {key: _variant(value) for key, value in given.items()}]
 
 
 def options(**values: Variant | str | bool) -> dict[str, Variant]:

@@ -2,8 +2,8 @@
 """bash, zsh and fish as a person has them: at a terminal, with the completions where a package puts
 them.
 
-The command on their PATH is a fake: it answers ``networks --names`` from a file, complains, and
-writes down how else it was called.
+The command on their PATH is a fake: it answers ``networks --names`` and ``devices --names`` from
+files, complains, and writes down how else it was called.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ BASH_COMPLETION: Final = Path("/usr/share/bash-completion/bash_completion")
 
 FAKE: Final = """\
 #!/bin/sh
-if [ "$1" = networks ]; then
+if [ "$2" = --names ]; then
     echo "$*" >>"$HOME/asked"
-    cat "$HOME/names-$3"
+    cat "$HOME/names-${3:-$1}"
     echo "an error text" >&2
     exit 8
 fi
@@ -76,9 +76,15 @@ class Place:
         }
         self.names()
 
-    def names(self, *, network: Sequence[str] = (), bridge: Sequence[str] = ()) -> None:
+    def names(
+        self,
+        *,
+        network: Sequence[str] = (),
+        bridge: Sequence[str] = (),
+        devices: Sequence[str] = (),
+    ) -> None:
         """Say what the fake answers."""
-        for kind, names in (("network", network), ("bridge", bridge)):
+        for kind, names in (("network", network), ("bridge", bridge), ("devices", devices)):
             (self.home / f"names-{kind}").write_text("".join(f"{name}\n" for name in names))
 
     def called(self) -> list[str]:

@@ -40,6 +40,10 @@ pytestmark = pytest.mark.unit
 
 PLAIN = Wiring(3, Accelerator.TCG)
 PORT = "<controller type='pci' index='1' model='pcie-root-port'/>"
+HOSTDEV = (
+    "<hostdev type='pci'><source><address bus='3' slot='0'/></source>"
+    "<address type='pci' slot='5' multifunction='on'/></hostdev>"
+)
 MAC = MacAddress("52:54:00:00:00:01")
 
 
@@ -142,6 +146,7 @@ def test_values_change_nothing_but_themselves(name: str, path: str, words: str) 
         ("virtio-balloon-pci", "<memballoon model='virtio'/>", "memballoon", "model='none'"),
         ("qemu-xhci", "<input type='tablet'/>", "input", "bus='virtio'"),
         ("VGA", "<video/>", "video", "Install a QEMU"),
+        ("vfio-pci", HOSTDEV, "hostdev", "Install a QEMU"),
         ("isa-serial", "<serial type='pty'/>", "serial", "Install a QEMU"),
     ],
 )
@@ -236,6 +241,11 @@ def test_what_this_binary_cannot_be(rest: str, words: str) -> None:
             "controller[2]/target/@chassis",
             "used twice",
         ),
+        (
+            "<rng><backend/><address type='pci' slot='5'/></rng>" + HOSTDEV,
+            "rng/address",
+            "already used by /domain/devices/hostdev",
+        ),
         ("<rng><backend/></rng>" * 300, "rng[113]", "no PCI slot is left"),
     ],
 )
@@ -319,6 +329,25 @@ def test_another_disk_moves_no_interface() -> None:
     before = devices(build(domain, BINARY, golden_wiring(domain)).argv)["net0"]
     grown = dataclasses.replace(domain, disks=more)
     assert devices(build(grown, BINARY, golden_wiring(domain)).argv)["net0"] == before
+
+
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_another_host_device_moves_no_interface(machine: str) -> None:
+    system = f"<os><type machine='{machine}'>hvm</type></os>"
+    floating = HOSTDEV.replace("<address type='pci' slot='5' multifunction='on'/>", "")
+    nics = "<interface type='user'><model type='virtio'/></interface>" * 2
+    wiring = dataclasses.replace(PLAIN, interfaces=(UserWiring(MAC),) * 2)
+    found = [
+        devices(build(document(hostdevs + nics, system), BINARY, wiring).argv)
+        for hostdevs in ("", floating, floating + floating.replace("'3'", "'4'"))
+    ]
+    assert found[0]["net0"] == found[1]["net0"] == found[2]["net0"]
+    assert found[0]["net1"] == found[1]["net1"] == found[2]["net1"]
+    assert found[1]["hostdev0"] == found[2]["hostdev0"]
+    places = {(each["bus"], each["addr"]) for each in found[2].values()}
+    assert len(places) == len(found[2])
+    # An express device stands on a root port of its own.
+    assert found[2]["hostdev1"]["bus"] == ("pci.4" if machine == "q35" else "pci.0")
 
 
 def test_acpi_is_off_without_a_word() -> None:

@@ -89,6 +89,8 @@ def values(action: argparse.Action) -> set[str]:
         return {"user", "none", "home", "lab"}
     if action.dest == "bridge":
         return {"br0"}
+    if action.dest == "pci":
+        return {"0000:03:00.0", "0000:03:00.1"}
     if action.choices is not None:
         return {str(choice) for choice in action.choices}
     return {"disk.img"} if action.metavar in ("FILE", "GUEST") else set()
@@ -104,7 +106,8 @@ def test_every_verb_and_option_is_offered(shell: str, place: Place) -> None:
 
 
 def test_every_value_is_offered_and_nothing_else(shell: str, place: Place) -> None:
-    place.names(network=["home", "lab"], bridge=["br0"])
+    devices = ["0000:03:00.0", "0000:03:00.1"]
+    place.names(network=["home", "lab"], bridge=["br0"], devices=devices)
     wanted = {}
     for verb, one in verbs().items():
         for action in one._actions:
@@ -136,6 +139,24 @@ def test_a_word_that_was_begun(shell: str, place: Place) -> None:
 def test_a_value_after_an_equals_sign(shell: str, place: Place) -> None:
     place.names(network=["home"])
     assert run(shell, place, "sessionvirt run --network=h") == ["run", "--network=home"]
+
+
+@pytest.mark.parametrize("begun", ["", "00", "0000:", "0000:0", "0000:0a:", "0000:0a:1f."])
+@pytest.mark.parametrize("option", ["--pci ", "--pci="])
+def test_an_address_in_the_middle_of_which_words_end(
+    shell: str, place: Place, option: str, begun: str
+) -> None:
+    """They do to readline, at each colon."""
+    place.names(devices=["0000:0a:1f.6"])
+    line = f"sessionvirt run --network none {option}{begun}"
+    wanted = ["run", "--network", "none", *f"{option}0000:0a:1f.6".split(" ")]
+    assert run(shell, place, line) == wanted
+
+
+def test_two_addresses(shell: str, place: Place) -> None:
+    place.names(devices=["0000:0a:1f.6"])
+    line = "sessionvirt run --pci 0000:03:00.0 --pci 0000:0a"
+    assert run(shell, place, line)[1:] == ["--pci", "0000:03:00.0", "--pci", "0000:0a:1f.6"]
 
 
 @pytest.mark.parametrize("name", ["guest.xml", "two words.img", "$(touch pwned).qcow2"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from golden.cases import CASES, DIRECTORY
 from sessionvirt.errors import DefinitionError
-from sessionvirt.model.addresses import MacAddress
+from sessionvirt.model.addresses import MacAddress, PciAddress
 from sessionvirt.model.check import check_domain
 from sessionvirt.model.devices import (
     Cache,
@@ -29,12 +29,18 @@ from sessionvirt.model.devices import (
     NicModel,
 )
 from sessionvirt.model.domain import Cpu, CpuMode, Domain, Os, dump_domain, parse_domain
+from sessionvirt.model.hostdev import Hostdev, HostPlace
+from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.xmltree import MAX_BYTES
 
 pytestmark = pytest.mark.unit
 
 VDA = "<disk type='file'><source file='/a'/><target dev='vda'/></disk>"
 NIC = "<interface type='user'/>"
+HOSTDEV = (
+    "<hostdev mode='subsystem' type='pci' managed='yes'>"
+    "<source><address bus='0x03' slot='0x00'/></source></hostdev>"
+)
 
 
 def document(devices: str = "", rest: str = "", name: str = "guest") -> str:
@@ -170,6 +176,49 @@ CONTRADICTIONS = {
     "newline in the name": (document(name="a&#10;b"), "2: /domain/name"),
     "escape in the name": (document(name="a\u009bb"), "2: /domain/name"),
     "name too long": (document(name="\u00e9" * 128), "2: /domain/name"),
+    "host device without an address": (
+        document("<hostdev type='pci'><source/></hostdev>"),
+        "4: /domain/devices/hostdev/source/address",
+    ),
+    "host device without a bus": (
+        document(HOSTDEV.replace("bus='0x03'", "")),
+        "4: /domain/devices/hostdev/source/address/@bus",
+    ),
+    "host device that cannot be": (
+        document(HOSTDEV.replace("0x00", "0x20")),
+        "4: /domain/devices/hostdev/source/address",
+    ),
+    "host device of another kind of address": (
+        document(HOSTDEV.replace("address bus", "address type='usb' bus")),
+        "4: /domain/devices/hostdev/source/address/@type",
+    ),
+    "same host device twice": (
+        document(HOSTDEV + HOSTDEV.replace("0x03", "3").replace("yes", "no")),
+        "4: /domain/devices/hostdev[2]/source/address",
+    ),
+    "34 host devices": (
+        document("".join(HOSTDEV.replace("0x03", hex(bus)) for bus in range(34))),
+        "4: /domain/devices/hostdev[34]",
+    ),
+    "host device with another driver": (
+        document(HOSTDEV.replace("<source>", "<driver name='kvm'/><source>")),
+        "4: /domain/devices/hostdev/driver/@name",
+    ),
+    "host device with another mode": (
+        document(HOSTDEV.replace("subsystem", "capabilities")),
+        "4: /domain/devices/hostdev/@mode",
+    ),
+    "ROM without a path": (
+        document(HOSTDEV.replace("<source>", "<rom file=''/><source>")),
+        "4: /domain/devices/hostdev/rom/@file",
+    ),
+    "boot order of an interface and a host device": (
+        document(
+            HOSTDEV.replace("<source>", "<boot order='1'/><source>")
+            + NIC.replace("/>", "><boot order='1'/></interface>")
+        ),
+        "4: /domain/devices/hostdev/boot/@order",
+    ),
     "disk of another type": (
         document("<disk type='network'><target dev='vda'/></disk>"),
         "4: /domain/devices/disk/@type",
@@ -195,6 +244,40 @@ def test_a_live_network_interface_may_name_its_bridge() -> None:
     """libvirt writes the bridge beside the network while the domain runs."""
     nic = "<interface type='network'><source network='default' bridge='virbr0'/></interface>"
     assert parse_domain(document(nic)).value.interfaces[0].network == "default"
+
+
+def test_a_host_device() -> None:
+    """What libvirt takes for granted where the document is silent is taken so here."""
+    silent = HOSTDEV.replace(" mode='subsystem'", "").replace(" managed='yes'", "")
+    first, second = (
+        parse_domain(document(text), strict=True).value.hostdevs[0] for text in (HOSTDEV, silent)
+    )
+    assert first.host == second.host == PciAddress(0, 3, 0, 0)
+    assert (first.managed, second.managed) == (True, False)
+
+
+@pytest.mark.parametrize("kind", ["usb", "scsi", "scsi_host", "mdev"])
+def test_other_host_devices_are_not_understood(kind: str) -> None:
+    parsed = parse_domain(document(HOSTDEV.replace("pci", kind) + HOSTDEV))
+    assert [each.path for each in parsed.unknown] == ["/domain/devices/hostdev[1]"]
+    assert len(parsed.value.hostdevs) == 1
+    assert f"type='{kind}'" in dump_domain(parsed.value).replace('"', "'")
+
+
+@pytest.mark.parametrize(
+    ("hostdevs", "memory", "limit"),
+    [
+        ("", "1 GiB", 0),
+        (HOSTDEV, "1 GiB", 2 << 30),
+        (HOSTDEV + HOSTDEV.replace("0x03", "0x04"), "1 GiB", 2 << 30),
+        (HOSTDEV, "1025 KiB", (1 << 30) + (2 << 20)),
+    ],
+    ids=["none", "one", "two, one address space", "rounded as for QEMU"],
+)
+def test_memory_to_lock(hostdevs: str, memory: str, limit: int) -> None:
+    amount, unit = memory.split()
+    text = document(hostdevs).replace("unit='MiB'>64", f"unit='{unit}'>{amount}")
+    assert lock_limit(parse_domain(text).value) == limit
 
 
 def test_a_name_of_255_bytes_is_fine() -> None:
@@ -248,6 +331,7 @@ def test_any_bytes(data: bytes) -> None:
         "<interface type='user'/>",
         "<rng><x/></rng>",
         "<graphics type='x'/>",
+        "<hostdev type='pci'><source><address bus='{}' slot='0'/></source></hostdev>",
     ],
 )
 def test_many_of_one_kind_take_no_longer_than_they_must(unit: str) -> None:
@@ -286,6 +370,19 @@ INTERFACES = st.builds(
     queues=st.integers(1, 4),
     mtu=st.none() | st.integers(68, 65535),
 )
+HOSTDEVS = st.builds(
+    Hostdev,
+    managed=st.booleans(),
+    source=st.builds(
+        HostPlace,
+        domain=st.integers(0, 0xFFFF),
+        bus=st.integers(0, 0xFF),
+        slot=st.integers(0, 0x1F),
+        function=st.integers(0, 7),
+    ),
+    rom_bar=st.none() | st.booleans(),
+    rom_file=st.none() | TEXT,
+)
 DOMAINS = st.builds(
     Domain,
     name=NAMES,
@@ -297,6 +394,7 @@ DOMAINS = st.builds(
     cpu=st.none() | st.builds(Cpu, mode=st.sampled_from(CpuMode)),
     disks=st.lists(DISKS, max_size=3, unique_by=lambda disk: disk.target).map(tuple),
     interfaces=st.lists(INTERFACES, max_size=3, unique_by=lambda nic: nic.mac).map(tuple),
+    hostdevs=st.lists(HOSTDEVS, max_size=3, unique_by=lambda each: each.host).map(tuple),
     consoles=st.none().map(lambda _: ()) | st.just((Console(type=CharType.PTY),)),
 )
 

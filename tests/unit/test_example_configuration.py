@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.stage import ROOT
-from sessionvirt_broker.config import BUILTIN, _Reader
+from sessionvirt_broker.config import BUILTIN, PciPolicy, _Reader
 
 if TYPE_CHECKING:
     from sessionvirt_broker.config import Configuration
@@ -30,6 +30,7 @@ def test_it_is_the_built_in_configuration() -> None:
     configuration = read(TEXT)
     assert dict(configuration.networks) == dict(BUILTIN.networks)
     assert configuration.bridges == BUILTIN.bridges
+    assert configuration.pci == BUILTIN.pci
     assert configuration.limits == BUILTIN.limits
 
 
@@ -38,4 +39,5 @@ def test_what_is_commented_out_can_be_switched_on() -> None:
     configuration = read(re.sub(r"^#(?=\S)", "", TEXT, flags=re.MULTILINE))
     assert set(configuration.networks) == {"default", "lab"}
     assert configuration.bridges == {"br0"}
+    assert configuration.pci == PciPolicy(deny=frozenset({"0000:00:1f.2"}))
     assert configuration.limits == BUILTIN.limits

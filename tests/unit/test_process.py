@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sessionvirt.errors import LaunchError
+from sessionvirt.qemu import process
 from sessionvirt.qemu.process import STDERR_LIMIT, Child, describe_exit
 
 pytestmark = pytest.mark.unit
@@ -141,7 +143,9 @@ import asyncio, os, sys
 from sessionvirt.qemu.process import Child
 
 async def main():
-    child = Child.spawn(("/bin/sleep", "1000"), bound=sys.argv[1] == "bound")
+    child = Child.spawn(
+        ("/bin/sleep", "1000"), bound=sys.argv[1] == "bound", held="held" in sys.argv
+    )
     print(child.pid, flush=True)
     await child.wait()
 
@@ -149,10 +153,10 @@ asyncio.run(main())
 """
 
 
-def start_parent(lifetime: str) -> tuple[subprocess.Popen[str], int]:
+def start_parent(lifetime: str, *words: str) -> tuple[subprocess.Popen[str], int]:
     """Start a program that runs a child; returns it and a pidfd of the child."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, lifetime],
+        [sys.executable, "-c", PARENT, lifetime, *words],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -193,13 +197,128 @@ def test_a_bound_child_dies_with_a_killed_parent(lifetime: str, *, dies: bool) -
 
 def test_a_parent_that_is_gone_already_leaves_no_child() -> None:
     """What a parent's death between fork and prctl looks like to the check after it."""
-    from sessionvirt.qemu.process import _binding
+    from sessionvirt.qemu.process import _before
 
-    binding = list(_binding())
+    binding = list(_before(bound=True, gate=None))
     assert binding[-1] == str(os.getpid())
     binding[-1] = "1" if os.getpid() != 1 else "2"
     done = subprocess.run([*binding, "/bin/echo", "alive"], capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
+
+
+# -- held back -------------------------------------------------------------------------------------
+
+#: How a child is held: after setpriv, without it, and where it is missing.
+WAYS = ("bound", "detached", "no setpriv")
+
+
+@pytest.fixture(params=WAYS)
+def bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "no setpriv":
+        programs = {"sh": "/bin/sh"}
+        monkeypatch.setattr(process, "find_program", programs.get)
+    return str(request.param) != "detached"
+
+
+def told(path: Path) -> tuple[str, ...]:
+    """A program that leaves its pid and its limit of locked memory (KiB) in a file."""
+    return shell('echo "$$ $(ulimit -l)" >"$1"', str(path))
+
+
+def test_a_held_child_is_the_same_process_before_and_after(tmp_path: Path, *, bound: bool) -> None:
+    """So a limit that is set in between is the program's."""
+    path = tmp_path / "ran"
+
+    async def run() -> int:
+        async with Child.spawn(told(path), bound=bound, held=True) as child:
+            _, hard = resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK)
+            resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK, (48 << 10, hard))
+            with child.duplicate_pidfd() as pidfd:
+                assert not await ends(pidfd.fileno(), 0.3)
+                assert not path.exists()
+                child.release()
+                child.release()
+                assert await ends(pidfd.fileno(), 20)
+            assert await child.wait() == 0
+            child.release()
+            return child.pid
+
+    pid = asyncio.run(run())
+    assert path.read_text() == f"{pid} 48\n"
+
+
+def test_a_held_child_that_is_given_up_never_runs(tmp_path: Path, *, bound: bool) -> None:
+    path = tmp_path / "ran"
+
+    async def run() -> int | None:
+        async with Child.spawn(told(path), bound=bound, held=True) as child:
+            pass
+        assert child._gate is not None
+        assert child._gate.closed
+        child.release()
+        return child.returncode
+
+    assert asyncio.run(run()) == -signal.SIGKILL
+    assert not path.exists()
+
+
+def test_a_held_child_ends_when_its_pipe_is_closed(tmp_path: Path, *, bound: bool) -> None:
+    """As it is when we die, however we do."""
+    path = tmp_path / "ran"
+
+    async def run() -> int:
+        async with Child.spawn(told(path), bound=bound, held=True) as child:
+            assert child._gate is not None
+            child._gate.close()
+            return await child.wait()
+
+    assert asyncio.run(run()) not in (0, -signal.SIGKILL)
+    assert not path.exists()
+
+
+def test_a_held_child_has_the_descriptors_that_are_named(*, bound: bool) -> None:
+    """And the end of a pipe at which nobody writes."""
+
+    async def run() -> tuple[set[str], str]:
+        kept, other = os.pipe()
+        try:
+            # The shell has the directory open while it looks.
+            script = (
+                'for fd in /proc/$$/fd/*; do test -e $fd && all="$all $fd"; done; echo $all >&2'
+            )
+            argv = shell(script)
+            async with Child.spawn(argv, pass_fds=(kept,), bound=bound, held=True) as child:
+                child.release()
+                assert await child.wait() == 0
+                return {path.rpartition("/")[2] for path in child.stderr.split()}, str(kept)
+        finally:
+            os.close(kept)
+            os.close(other)
+
+    numbers, kept = asyncio.run(run())
+    assert {"0", "1", "2", kept} < numbers
+    assert len(numbers) == 5
+
+
+@pytest.mark.parametrize("lifetime", ["bound", "detached"])
+def test_a_held_child_dies_with_a_killed_parent(lifetime: str) -> None:
+    parent, pidfd = start_parent(lifetime, "held")
+    with parent:
+        try:
+            parent.kill()
+            assert asyncio.run(ends(pidfd, 10))
+        finally:
+            os.close(pidfd)
+
+
+def test_a_child_that_cannot_be_held_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find_program", lambda _: None)
+
+    async def run() -> None:
+        Child.spawn(("/bin/true",), held=True)
+
+    with pytest.raises(LaunchError, match="there is no sh"):
+        asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from golden.cases import BINARY, wiring
 from sessionvirt.errors import DefinitionError, NotFoundError, UsageError
+from sessionvirt.model.addresses import PciAddress
 from sessionvirt.model.devices import CharType, DiskFormat, InterfaceType
 from sessionvirt.model.domain import dump_domain, parse_domain
 from sessionvirt.model.quick import QuickDisk, QuickNetwork, disk_format, quick_domain
@@ -58,6 +59,18 @@ def test_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert domain.name == "vmlinuz-6"
     assert domain.consoles[0].type is CharType.STDIO
     assert domain.interfaces == ()
+
+
+def test_devices_of_the_host(disk: Path) -> None:
+    """They are taken from their drivers: who has no XML has not prepared them."""
+    pci = [PciAddress(0, 3, 0, 0), PciAddress(1, 0xC1, 0x1F, 7)]
+    domain = quick_domain([QuickDisk(disk)], pci=pci)
+    assert [device.host for device in domain.hostdevs] == pci
+    assert all(device.managed for device in domain.hostdevs)
+    assert parse_domain(dump_domain(domain), strict=True).value == domain
+    assert build(domain, BINARY, wiring(domain)).argv
+    with pytest.raises(DefinitionError, match=r"0000:03:00\.0' is used twice"):
+        quick_domain([QuickDisk(disk)], pci=pci[:1] * 2)
 
 
 @pytest.mark.parametrize(

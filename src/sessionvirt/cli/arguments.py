@@ -51,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
     _add_json(plan)
     text = "list the networks and bridges that machines can join"
     _add_networks(verbs.add_parser("networks", help=text, description=_sentence(text)))
+    text = "list the host's PCI devices, and whether a machine can have them"
+    _add_devices(verbs.add_parser("devices", help=text, description=_sentence(text)))
+    text = "end a machine, also another user's, and take back what it has of this host"
+    _add_reclaim(verbs.add_parser("reclaim", help=text, description=_sentence(text)))
     for name, text in (
         ("leases", "list what your running machines hold of this host"),
         ("doctor", "check what this host can do, and say what to do where it cannot"),
@@ -78,12 +82,38 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_reclaim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "lease",
+        metavar="LEASE",
+        help="as 'leases' lists it: the beginning of its name is enough, or the machine's name",
+    )
+    parser.add_argument(
+        "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    _add_json(form)
+    form.add_argument(
+        "--names",
+        action="store_true",
+        help="only the addresses of what can be given to a machine, for completion by a shell",
+    )
+
+
 def _add_guest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "guest", nargs="?", metavar="GUEST", help="a libvirt domain XML file, or a disk image"
     )
     parser.add_argument(
         "--strict", action="store_true", help="refuse a definition that is not understood fully"
+    )
+    parser.add_argument(
+        "--with-group",
+        action="store_true",
+        help="with a PCI device, also one of an XML file, may go all of its isolation group",
     )
     quick = parser.add_argument_group("without XML", "These describe the machine of a disk image.")
     quick.add_argument("--name", help="the machine's name (default: the file's)")
@@ -95,6 +125,12 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--bridge", metavar="BRIDGE", help="a bridge that the administrator permits"
+    )
+    quick.add_argument(
+        "--pci",
+        action="append",
+        metavar="ADDRESS",
+        help="a PCI device of this host, such as 03:00.0; may be given several times",
     )
     quick.add_argument("--kernel", metavar="FILE", help="boot this kernel instead of the disk")
     quick.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")

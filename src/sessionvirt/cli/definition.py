@@ -13,6 +13,7 @@ from .output import say
 if TYPE_CHECKING:
     import argparse
 
+    from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.quick import QuickNetwork
 
@@ -20,7 +21,7 @@ __all__ = ["load_domain"]
 
 #: Options that describe a machine without XML.
 _QUICK: Final = (
-    "name", "memory", "vcpus", "network", "bridge", "kernel", "initrd", "append",
+    "name", "memory", "vcpus", "network", "bridge", "pci", "kernel", "initrd", "append",
 )  # fmt: skip
 #: No definition is longer; a disk image given by mistake is not read whole.
 _MAX_XML: Final = 4 << 20
@@ -42,6 +43,7 @@ def load_domain(args: argparse.Namespace) -> Domain:
         () if args.guest is None else (QuickDisk(Path(args.guest)),),
         **{name: value for name, value in given.items() if value is not None},
         networks=_networks(args),
+        pci=_devices(args),
         kernel=_readable(args.kernel),
         initrd=_readable(args.initrd),
         append=args.append,
@@ -71,6 +73,17 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
         return ()
     network = None if args.network == "user" else args.network
     return (QuickNetwork(network=network, bridge=args.bridge),)
+
+
+def _devices(args: argparse.Namespace) -> tuple[PciAddress, ...]:
+    if args.pci is None:
+        return ()
+    from sessionvirt.model.addresses import PciAddress
+
+    try:
+        return tuple(PciAddress.parse(text) for text in args.pci)
+    except ValueError as error:
+        raise UsageError(f"--pci: {error}", advice="'sessionvirt devices' lists them") from error
 
 
 def _is_xml(name: str) -> bool:

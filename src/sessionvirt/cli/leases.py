@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sessionvirt.broker_client import BrokerClient
+from sessionvirt.broker_data import PciGrant
 
 from . import status
 from .output import print_json, print_table, say
@@ -16,11 +17,16 @@ from .output import print_json, print_table, say
 if TYPE_CHECKING:
     import argparse
 
-    from sessionvirt.broker_data import LeaseInfo
+    from sessionvirt.broker_data import Grant, LeaseInfo
 
 __all__ = ["main"]
 
-_HEADS = ("VM", "USER", "STATE", "SINCE", "ALLOWED", "ON", "INTERFACE", "MAC", "ADDRESSES", "DROPS")
+_HEADS = (
+    *("LEASE", "VM", "USER", "PROCESS", "STATE", "SINCE", "ALLOWED"),
+    *("ON", "DEVICE", "MAC", "ADDRESSES, NAME", "DROPS"),
+)
+#: Enough of a lease's name to tell it from others.
+_SHORT = 8
 
 
 def main(args: argparse.Namespace) -> int:
@@ -52,16 +58,22 @@ def _rows(lease: LeaseInfo) -> list[tuple[str, ...]]:
     """One row for each grant; what belongs to the lease is in the first."""
     since = time.strftime("%F %T", time.localtime(lease.since))
     drops = ", ".join(f"{reason} {count}" for reason, count in lease.drops.items() if count)
-    shared = (lease.vm, str(lease.uid), lease.state, since, lease.allowed)
+    shared = (
+        *(lease.lease.rpartition("/")[2][:_SHORT], lease.vm, str(lease.uid)),
+        *(str(lease.process or ""), lease.state, since, lease.allowed),
+    )
     rows: list[tuple[str, ...]] = []
     for number, grant in enumerate(lease.grants):
         head = shared if number == 0 else (" ",) * len(shared)
-        tail = (
-            grant.network or grant.bridge,
-            grant.ifname,
-            grant.mac,
-            " ".join((*grant.ipv4, *grant.ipv6)),
-            (drops or "0") if number == 0 else " ",
-        )
-        rows.append((*head, *tail))
+        rows.append((*head, *_grant(grant), (drops or "0") if number == 0 else " "))
     return rows or [(*shared, "", "", "", "", drops or "0")]
+
+
+def _grant(grant: Grant) -> tuple[str, str, str, str]:
+    """What it is on, what the host calls it, its MAC address, and what else tells it apart."""
+    if isinstance(grant, PciGrant):
+        others = len(grant.members) - 1
+        name = f"{grant.name} and {others} more" if others else grant.name
+        return f"PCI group {grant.group}", grant.address, "", name
+    on = grant.network or grant.bridge
+    return on, grant.ifname, grant.mac, " ".join((*grant.ipv4, *grant.ipv6))

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sessionvirt.broker_client import BrokerClient
-from sessionvirt.errors import BrokerUnavailableError
 
 from . import status
+from .hurry import in_time
 from .output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from sessionvirt.broker_data import NetworkInfo
 
 __all__ = ["main"]
-
-#: Seconds that ``--names`` waits: somebody has pressed TAB and cannot type before it is done.
-_PATIENCE: Final = 2.0
 
 
 def main(args: argparse.Namespace) -> int:
@@ -70,12 +67,7 @@ async def _print_names(kind: str) -> int:
 
     :raise BrokerUnavailableError: also where there is no answer in time.
     """
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            networks = await _ask()
-    except TimeoutError as error:
-        raise BrokerUnavailableError(f"no answer within {_PATIENCE:.0f} seconds") from error
-    for network in networks:
+    for network in await in_time(_ask()):
         if network.type == kind and network.name.isprintable():
             print(network.name)
     return status.OK

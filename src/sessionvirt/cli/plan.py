@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from sessionvirt.broker_data import Plan
-from sessionvirt.driver.domain import choose_accelerator
-from sessionvirt.driver.network import tap_requests
+from sessionvirt.broker_data import Plan, Step
+from sessionvirt.driver.lease import broker_requests
 from sessionvirt.driver.rehearsal import rehearse
+from sessionvirt.driver.settings import choose_accelerator
+from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.qemu import capabilities as qemu_capabilities
 
 from . import status
@@ -36,18 +37,28 @@ def main(args: argparse.Namespace) -> int:
 
 async def _main(args: argparse.Namespace, domain: Domain) -> int:
     command = await _command(domain)
-    requests = tap_requests(domain)
+    requests = broker_requests(domain, with_group=args.with_group)
     plan = _NOTHING
     if requests:
         from sessionvirt.broker_client import BrokerClient
 
         async with await BrokerClient.connect() as client:
             plan = await client.plan(requests, domain.name)
+        plan = replace(plan, steps=(*plan.steps, *_memory(domain)))
     if args.json:
         print_json({"vm": domain.name, **asdict(plan), "command": list(command)})
     else:
         _print(domain, plan, command if args.verbose else ())
     return status.DENIED if plan.verdict == "no" else status.OK
+
+
+def _memory(domain: Domain) -> tuple[Step, ...]:
+    """What is asked of the broker beside the lease, when QEMU is about to start."""
+    amount = lock_limit(domain)
+    if not amount:
+        return ()
+    words = f"let QEMU lock {amount / (1 << 30):.1f} GiB of memory"
+    return (Step(words, "nothing: it ends with QEMU"),)
 
 
 async def _command(domain: Domain) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Final, Self
 
 from sessionvirt.driver.domain import Settings, VirtualMachine
-from sessionvirt.driver.network import tap_requests
+from sessionvirt.driver.lease import broker_requests
 from sessionvirt.driver.outcome import Ending
 from sessionvirt.host.kvm import KvmVerdict
 from sessionvirt.model.devices import CharType
@@ -66,6 +66,7 @@ async def _main(args: argparse.Namespace, domain: Domain) -> int:
     with ours, theirs:
         settings = Settings(
             interactive=not args.no_ask_password,
+            pci_with_group=args.with_group,
             own_group=sys.stdin.isatty(),
             console=theirs.fileno() if wanted else None,
         )
@@ -77,7 +78,7 @@ async def _main(args: argparse.Namespace, domain: Domain) -> int:
 
 
 async def _start(vm: VirtualMachine, args: argparse.Namespace, run: _Run) -> None:
-    asks = bool(tap_requests(vm.domain)) and not args.no_ask_password
+    asks = bool(broker_requests(vm.domain)) and not args.no_ask_password
     async with terminal_agent(wanted=asks):
         await run.interruptible(vm.start())
     if not args.quiet:

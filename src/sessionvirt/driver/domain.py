@@ -11,7 +11,8 @@
 QEMU is a child of the program that does this: in its cgroup, namespaces, affinity and process
 group, and dead when the program is (``bound``). Everything of a run is in one exit stack; what
 QEMU inherits is closed here as soon as it has been spawned, so that the broker's hold is QEMU's
-alone.
+alone. A machine with a device of the host is spawned and held back until the broker has let it lock
+its memory.
 
 The state is an enum with one setter. A start that fails goes back to where it came from with
 nothing left; whatever way a run ends, :meth:`VirtualMachine.wait` says how.
@@ -24,21 +25,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import subprocess
 from typing import TYPE_CHECKING, Final, Self
 
 from sessionvirt.errors import StateError
-from sessionvirt.model.devices import CharType, ConsoleTarget
-from sessionvirt.model.domain import DomainType
+from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.qemu import capabilities as qemu_capabilities
 from sessionvirt.qemu.launch import connect_monitor, monitor_pair
 from sessionvirt.qemu.process import Child
 from sessionvirt.qemu.wiring import Accelerator, Wiring
 from sessionvirt.states import INACTIVE, DomainState, check, require
 
-from .network import connect, tap_requests
+from .hotplug import HostDevice, HotPlug
+from .lease import broker_requests, connect_broker, let_lock_memory
+from .network import connect
 from .outcome import Outcome, Witness
+from .settings import Settings, choose_accelerator, on_stdio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,11 +48,14 @@ if TYPE_CHECKING:
 
     from sessionvirt.host.kvm import Kvm
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.qemu.capabilities import Capabilities
+    from sessionvirt.qemu.command import Command
     from sessionvirt.qemu.qmp import Event, Monitor
 
     from .network import Network
 
-__all__ = ["Settings", "VirtualMachine", "choose_accelerator", "on_stdio"]
+__all__ = ["HostDevice", "Settings", "VirtualMachine"]
 
 #: Seconds for QEMU to answer after it was spawned. Generous: big guests zero their memory first.
 _LAUNCH_PATIENCE: Final = 60.0
@@ -60,61 +65,6 @@ _KILL_PATIENCE: Final = 5.0
 _DRAIN_PATIENCE: Final = 2.0
 
 _ACTIVE: Final = (DomainState.RUNNING, DomainState.PAUSED, DomainState.STOPPING)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a machine is run; what of it is not in the definition.
-
-    :param binary: QEMU; by default the definition's, or the one for its architecture.
-    :param accelerator: by default KVM where guests really run under it.
-    :param interactive: the broker may show a prompt.
-    :param bus_address: of the system bus; by default the usual one.
-    :param bound: QEMU dies with this process.
-    :param own_group: QEMU is no member of our process group, so that a terminal's ^C is ours alone.
-    :param console: a stream socket's descriptor that becomes the first console of type ``pty`` (and
-        stdin and stdout of QEMU); it stays the caller's. By default QEMU makes pseudo terminals.
-    """
-
-    binary: str | None = None
-    accelerator: Accelerator | None = None
-    interactive: bool = True
-    bus_address: str | None = None
-    bound: bool = True
-    own_group: bool = False
-    console: int | None = None
-
-
-def choose_accelerator(domain: Domain) -> tuple[Accelerator, Kvm | None]:
-    """Decide what runs the guest: KVM where the definition wants it and it works.
-
-    :return: and what was found out about KVM; None where nobody asked.
-    """
-    if domain.type is DomainType.QEMU:
-        return Accelerator.TCG, None
-    from sessionvirt.host.kvm import probe
-
-    found = probe()
-    return (Accelerator.KVM if found.usable else Accelerator.TCG), found
-
-
-def on_stdio(domain: Domain) -> Domain:
-    """Return the domain with its first console of type ``pty`` on QEMU's stdin and stdout instead.
-
-    A serial port and the console that is its other name change together. Reading a pseudo terminal
-    would lose what a guest says last: its buffer is gone when QEMU is.
-    """
-    serials, consoles = list(domain.serials), list(domain.consoles)
-    first_is_serial = bool(consoles) and consoles[0].target is ConsoleTarget.SERIAL
-    if serials:
-        if serials[0].type is not CharType.PTY:
-            return domain
-        serials[0] = dataclasses.replace(serials[0], type=CharType.STDIO)
-        if first_is_serial:
-            consoles[0] = dataclasses.replace(consoles[0], type=CharType.STDIO)
-    elif consoles and consoles[0].type is CharType.PTY:
-        consoles[0] = dataclasses.replace(consoles[0], type=CharType.STDIO)
-    return dataclasses.replace(domain, serials=tuple(serials), consoles=tuple(consoles))
 
 
 class VirtualMachine:
@@ -144,7 +94,8 @@ class VirtualMachine:
         self._witness = Witness()
         self._child: Child | None = None
         self._monitor: Monitor | None = None
-        self._command: tuple[str, ...] = ()
+        self._hotplug: HotPlug | None = None
+        self._command: Command | None = None
         self._run: asyncio.Task[Outcome] | None = None
 
     @property
@@ -160,7 +111,12 @@ class VirtualMachine:
     @property
     def command(self) -> tuple[str, ...]:
         """QEMU's argv at the last start; empty before the first."""
-        return self._command
+        return () if self._command is None else self._command.argv
+
+    @property
+    def devices(self) -> tuple[HostDevice, ...]:
+        """The devices of the host that the machine has now, whether from its start or since."""
+        return () if self._hotplug is None else self._hotplug.devices
 
     def _set_state(self, state: DomainState) -> None:
         """The only writer of the state."""
@@ -187,32 +143,28 @@ class VirtualMachine:
         self._set_state(DomainState.PREPARING)
         try:
             async with contextlib.AsyncExitStack() as stack:
-                monitor, child = await self._launch(stack)
+                monitor, child, hotplug = await self._launch(stack)
                 if not paused:
                     await monitor.execute("cont")
                 self._resources = stack.pop_all()
         except BaseException:
             self._set_state(origin)
             raise
-        self._monitor, self._child, self._witness = monitor, child, Witness()
+        self._monitor, self._child, self._hotplug = monitor, child, hotplug
+        self._witness = Witness()
         self._set_state(DomainState.PAUSED if paused else DomainState.RUNNING)
         self._run = asyncio.create_task(self._watch(monitor, child), name="sessionvirt-run")
 
-    async def _launch(self, stack: contextlib.AsyncExitStack) -> tuple[Monitor, Child]:
+    async def _launch(self, stack: contextlib.AsyncExitStack) -> tuple[Monitor, Child, HotPlug]:
         """Spawn QEMU with everything it inherits, and wait for its monitor."""
-        # Half of the time that a start takes is imports; this one is needed here only.
-        from sessionvirt.qemu.command import build, preparations
-
         settings, domain = self.settings, self.domain
         if settings.console is not None:
             domain = on_stdio(domain)
-        arch = domain.os.arch if domain.os is not None else None
-        binary = settings.binary or domain.emulator or qemu_capabilities.find_binary(arch)
-        capabilities = await qemu_capabilities.load(binary)
-        accelerator, self.kvm = settings.accelerator, None
-        if accelerator is None:
-            accelerator, self.kvm = choose_accelerator(domain)
-        if tap_requests(domain):
+        capabilities, accelerator = await self._survey(domain)
+        requests = broker_requests(
+            domain, with_group=settings.pci_with_group, fds=capabilities.takes_iommufd
+        )
+        if requests:
             from .rehearsal import rehearse
 
             rehearse(domain, capabilities, accelerator)
@@ -220,6 +172,7 @@ class VirtualMachine:
             self.network = await connect(
                 domain,
                 capabilities,
+                requests,
                 resources=stack,
                 handed_over=handed_over,
                 vhost=accelerator is Accelerator.KVM,
@@ -230,29 +183,71 @@ class VirtualMachine:
             handed_over.enter_context(theirs)
             # Closed twice is harmless; the monitor owns it once it has been tried.
             stack.callback(ours.close)
-            wiring = Wiring(theirs.fileno(), accelerator, self.network.wirings)
-            command = build(domain, capabilities, wiring)
-            self._command = command.argv
-            console = subprocess.DEVNULL if settings.console is None else settings.console
-            child = Child.spawn(
-                command.argv,
-                environment=dict(command.environment),
-                pass_fds=(*wiring.passed_fds, *self.network.hold_fds),
-                bound=settings.bound,
-                own_group=settings.own_group,
-                stdin=console,
-                stdout=console,
-            )
+            hostdevs = self.network.hostdevs
+            wiring = Wiring(theirs.fileno(), accelerator, self.network.wirings, hostdevs)
+            child = self._spawn(domain, capabilities, wiring, self.network)
             await stack.enter_async_context(child)
+        if self.network.lease is not None and (amount := lock_limit(domain)):
+            lease = self.network.lease.path
+            await let_lock_memory(child, lease, amount, settings.bus_address)
+        child.release()
         self._set_state(DomainState.STARTING)
         monitor = await connect_monitor(child, ours, _LAUNCH_PATIENCE)
         await stack.enter_async_context(monitor)
         self.network.check()
+        await self._settle(domain, capabilities, monitor)
+        hotplug = HotPlug(
+            domain,
+            monitor,
+            child,
+            self.network.lease,
+            free=() if self._command is None else self._command.free,
+            drivers=capabilities.devices,
+            with_group=settings.pci_with_group,
+            broker=lambda: connect_broker(settings.bus_address),
+        )
+        return monitor, child, hotplug
+
+    async def _survey(self, domain: Domain) -> tuple[Capabilities, Accelerator]:
+        """Find QEMU, what it can do, and what runs the guest."""
+        arch = domain.os.arch if domain.os is not None else None
+        binary = self.settings.binary or domain.emulator or qemu_capabilities.find_binary(arch)
+        capabilities = await qemu_capabilities.load(binary)
+        accelerator, self.kvm = self.settings.accelerator, None
+        if accelerator is None:
+            accelerator, self.kvm = choose_accelerator(domain)
+        return capabilities, accelerator
+
+    def _spawn(
+        self, domain: Domain, capabilities: Capabilities, wiring: Wiring, network: Network
+    ) -> Child:
+        """Start QEMU, held back where it has to be let lock memory first."""
+        # Half of the time that a start takes is imports; this one is needed here only.
+        from sessionvirt.qemu.command import build
+
+        settings = self.settings
+        command = build(domain, capabilities, wiring)
+        self._command = command
+        console = subprocess.DEVNULL if settings.console is None else settings.console
+        return Child.spawn(
+            command.argv,
+            environment=dict(command.environment),
+            pass_fds=(*wiring.passed_fds, *network.hold_fds),
+            bound=settings.bound,
+            held=lock_limit(domain) > 0,
+            own_group=settings.own_group,
+            stdin=console,
+            stdout=console,
+        )
+
+    async def _settle(self, domain: Domain, capabilities: Capabilities, monitor: Monitor) -> None:
+        """Say what the command line could not, before the guest runs."""
+        from sessionvirt.qemu.command import preparations
+
         if monitor.version != capabilities.version:
-            qemu_capabilities.forget(binary)
+            qemu_capabilities.forget(capabilities.binary)
         for name, arguments in preparations(domain):
             await monitor.execute(name, arguments)
-        return monitor, child
 
     # --- run
 
@@ -268,8 +263,10 @@ class VirtualMachine:
             await asyncio.wait((events,))
         for event in monitor.pending_events():
             self._see(event)
+        if self._hotplug is not None:
+            await self._hotplug.close()
         await self._resources.aclose()
-        self._monitor = self._child = None
+        self._monitor = self._child = self._hotplug = None
         outcome = self._witness.outcome(code, child.stderr)
         self._set_state(outcome.state)
         return outcome
@@ -280,6 +277,8 @@ class VirtualMachine:
 
     def _see(self, event: Event) -> None:
         self._witness.see(event)
+        if self._hotplug is not None:
+            self._hotplug.see(event)
         if self._state is DomainState.STOPPING:
             return
         match event.name:
@@ -309,6 +308,35 @@ class VirtualMachine:
         await self._active_monitor().execute("cont")
         if self._state is DomainState.PAUSED:
             self._set_state(DomainState.RUNNING)
+
+    async def attach(self, hostdev: Hostdev, *, interactive: bool | None = None) -> str:
+        """Give the running machine a device of the host; on failure nothing of it is left.
+
+        Cancelled, it is undone; only once QEMU makes the device, the machine has it.
+
+        :param interactive: the broker may show a prompt; by default as the settings say.
+        :return: its id.
+        :raise StateError: the machine does not run.
+        :raise SessionvirtError: as :meth:`.hotplug.HotPlug.attach` says.
+        """
+        asks = self.settings.interactive if interactive is None else interactive
+        return await self._plugs("attach a device").attach(hostdev, interactive=asks)
+
+    async def detach(self, which: str, *, patience: float = 30.0) -> None:
+        """Take a device of the host from the machine: the guest is asked to let go.
+
+        :param which: its id, or its address on the host.
+        :param patience: seconds for the guest.
+        :raise DeadlineError: it has not; the device goes back as soon as it does.
+        :raise StateError: the machine does not run.
+        :raise SessionvirtError: as :meth:`.hotplug.HotPlug.detach` says.
+        """
+        await self._plugs("detach a device").detach(which, patience)
+
+    def _plugs(self, what: str) -> HotPlug:
+        require(self._state, DomainState.RUNNING, DomainState.PAUSED, what=what)
+        assert self._hotplug is not None
+        return self._hotplug
 
     # --- end
 

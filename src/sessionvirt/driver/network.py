@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A domain's interfaces made real: TAP devices from the broker, or user-mode networks.
 
-All TAPs of a start are one Acquire, so at most one prompt. Where a domain has none, the broker is
-not asked, and its client is not even imported. A user-mode interface is passt, over a socket pair
-that we make, where passt and a QEMU that can use it are installed and the host has a way out; else
-QEMU's own.
+The TAPs come with everything else that the start asks of the broker (:mod:`.lease`). A user-mode
+interface is passt, over a socket pair that we make, where passt and a QEMU that can use it are
+installed and the host has a way out; else QEMU's own.
 
 What this never does: keep a descriptor that QEMU has. The caller closes the exit stack's part of
 them (:meth:`Network.handed_over`) as soon as QEMU has been spawned.
@@ -27,17 +26,19 @@ from sessionvirt.host.userns import may_make_user_namespaces
 from sessionvirt.model.addresses import MacAddress, parse_mac
 from sessionvirt.model.needs import NeedKind, needs
 from sessionvirt.qemu.process import Child, describe_exit
-from sessionvirt.qemu.wiring import PasstWiring, TapWiring, UserWiring
+from sessionvirt.qemu.wiring import HostdevWiring, PasstWiring, TapWiring, UserWiring
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AsyncExitStack, ExitStack
 
-    from sessionvirt.broker_data import Lease, TapGrant, TapRequest
+    from sessionvirt.broker_data import Lease, TapGrant
+    from sessionvirt.broker_requests import Request
     from sessionvirt.model.domain import Domain
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.wiring import InterfaceWiring
 
-__all__ = ["Network", "connect", "default_mac", "find_passt", "tap_requests"]
+__all__ = ["Network", "connect", "default_mac", "find_passt"]
 
 _VHOST_NET = "/dev/vhost-net"
 
@@ -60,6 +61,19 @@ class Network:
         """Descriptors that QEMU inherits and never uses."""
         return () if self.lease is None else (self.lease.hold.fileno(),)
 
+    @property
+    def hostdevs(self) -> HostdevWiring | None:
+        """The host's devices, where the broker gave them as descriptors.
+
+        Each came with an iommufd; the first serves all, and the others are closed with ours.
+        """
+        given = [grant.fds for grant in self.lease.devices] if self.lease is not None else []
+        if not given or not all(given):
+            return None
+        return HostdevWiring(
+            iommufd=given[0][0].fileno(), devices=tuple(device.fileno() for _, device in given)
+        )
+
     def check(self) -> None:
         """Find out whether every helper still runs: QEMU goes on without, and says nothing.
 
@@ -77,19 +91,6 @@ class Network:
                 )
 
 
-def tap_requests(domain: Domain) -> tuple[TapRequest, ...]:
-    """Return what the broker has to be asked for; empty: it need not be asked."""
-    taps = [need for need in needs(domain) if need.kind is NeedKind.TAP]
-    if not taps:
-        return ()
-    from sessionvirt.broker_data import TapRequest
-
-    return tuple(
-        TapRequest(network=need.network, bridge=need.bridge, mac=need.mac, queues=need.queues)
-        for need in taps
-    )
-
-
 def default_mac(vm: str, interface: int) -> MacAddress:
     """Return an address for a user-mode interface without one; the same at every start."""
     number = binascii.crc32(f"{os.getuid()}/{vm}/{interface}".encode()) & 0xFFFFFF
@@ -101,6 +102,7 @@ def default_mac(vm: str, interface: int) -> MacAddress:
 async def connect(
     domain: Domain,
     capabilities: Capabilities,
+    requests: Sequence[Request],
     *,
     resources: AsyncExitStack,
     handed_over: ExitStack,
@@ -108,8 +110,9 @@ async def connect(
     interactive: bool,
     bus_address: str | None,
 ) -> Network:
-    """Make every interface of a domain.
+    """Make every interface of a domain, and take what else its start needs of the broker.
 
+    :param requests: the domain's, to the broker, its TAPs in order among them.
     :param resources: gets what has to live as long as QEMU.
     :param handed_over: gets the descriptors that QEMU inherits; to be closed when it has.
     :param vhost: let the kernel move the packets, where the user may open /dev/vhost-net.
@@ -118,19 +121,18 @@ async def connect(
     :raise SessionvirtError: whatever the broker or passt says.
     """
     lease: Lease | None = None
-    requests = tap_requests(domain)
     if requests:
         from sessionvirt.broker_client import BrokerClient
 
         async with await BrokerClient.connect(bus_address) as client:
             lease = await client.acquire(requests, domain.name, interactive=interactive)
         handed_over.callback(lease.close)
-    grants = iter(lease.grants if lease is not None else ())
+    taps = iter(lease.taps if lease is not None else ())
     wirings: list[InterfaceWiring] = []
     helpers: list[Child] = []
     for need in needs(domain):
         if need.kind is NeedKind.TAP:
-            wirings.append(_tap(next(grants), handed_over, vhost=vhost))
+            wirings.append(_tap(next(taps), handed_over, vhost=vhost))
             continue
         mac = need.mac or default_mac(domain.name, need.interface)
         passt = find_passt(capabilities)

@@ -17,7 +17,8 @@ from sessionvirt.errors import NotFoundError
 from sessionvirt.model.devices import DiskDevice
 from sessionvirt.model.needs import NeedKind, needs
 from sessionvirt.qemu.command import build
-from sessionvirt.qemu.wiring import PasstWiring, TapWiring, UserWiring, Wiring
+from sessionvirt.qemu.command_hostdevs import VFIO
+from sessionvirt.qemu.wiring import HostdevWiring, PasstWiring, TapWiring, UserWiring, Wiring
 
 from .network import default_mac, find_passt
 
@@ -25,16 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.hostdev import Hostdev
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command import Command
     from sessionvirt.qemu.wiring import Accelerator, InterfaceWiring
     from sessionvirt.xmltree import Location
 
-__all__ = ["rehearse"]
+__all__ = ["rehearse", "rehearse_hostdev"]
 
 #: Stands for a descriptor that is only known when the machine is started.
 _EXAMPLE_FD: Final = 9
 _EXAMPLE_MTU: Final = 1500
+#: It comes with VFIO: on a host that has not loaded that yet, devices are shown by their addresses.
+_IOMMUFD: Final = "/dev/iommu"
 
 
 def rehearse(domain: Domain, capabilities: Capabilities, accelerator: Accelerator) -> Command:
@@ -44,10 +48,29 @@ def rehearse(domain: Domain, capabilities: Capabilities, accelerator: Accelerato
     :raise NotFoundError: a file is missing, or not for this user.
     """
     wirings = tuple(_examples(domain, capabilities))
-    command = build(domain, capabilities, Wiring(_EXAMPLE_FD, accelerator, wirings))
+    hostdevs = None
+    if domain.hostdevs and capabilities.takes_iommufd and os.path.exists(_IOMMUFD):
+        hostdevs = HostdevWiring(_EXAMPLE_FD, (_EXAMPLE_FD,) * len(domain.hostdevs))
+    command = build(domain, capabilities, Wiring(_EXAMPLE_FD, accelerator, wirings, hostdevs))
     for path, mode, where in _files(domain):
         _look(path, mode, where)
     return command
+
+
+def rehearse_hostdev(hostdev: Hostdev, drivers: frozenset[str]) -> None:
+    """The same for a device that comes while the machine runs.
+
+    :param drivers: what the QEMU that runs has.
+    :raise DefinitionError: it lacks the one for this.
+    :raise NotFoundError: a file is missing, or not for this user.
+    """
+    if VFIO not in drivers:
+        hostdev.where.refuse(
+            f"the QEMU that runs has no device '{VFIO}'",
+            "Install a QEMU that has it (distributions split it into modules), and start anew.",
+        )
+    if hostdev.rom_file is not None:
+        _look(hostdev.rom_file, os.R_OK, hostdev.at("rom/@file"))
 
 
 def _examples(domain: Domain, capabilities: Capabilities) -> Iterator[InterfaceWiring]:
@@ -68,6 +91,9 @@ def _files(domain: Domain) -> Iterator[tuple[str, int, Location]]:
             reads_only = disk.readonly or disk.device is DiskDevice.CDROM
             mode = os.R_OK if reads_only else os.R_OK | os.W_OK
             yield disk.file, mode, disk.at("source/@file")
+    for hostdev in domain.hostdevs:
+        if hostdev.rom_file is not None:
+            yield hostdev.rom_file, os.R_OK, hostdev.at("rom/@file")
     if domain.os is not None:
         for path, name in ((domain.os.kernel, "kernel"), (domain.os.initrd, "initrd")):
             if path is not None:

@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
     from .devices import Console, Disk, Serial
     from .domain import Domain
+    from .hostdev import Hostdev
 
-__all__ = ["check_domain"]
+__all__ = ["check_domain", "check_hostdev"]
 
 V = TypeVar("V")
 
 MAX_NAME_BYTES: Final = 255
+#: One, and as many others as its request to the broker can name.
+MAX_HOSTDEVS: Final = 33
 #: NUL, and what Python makes of bytes that are not UTF-8.
 _UNSPEAKABLE: Final = re.compile("[\0\ud800-\udfff]")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -57,6 +60,7 @@ def check_domain(domain: Domain) -> None:
         _interface(interface)
     macs = ((nic.mac, nic.at("mac/@address")) for nic in domain.interfaces if nic.mac is not None)
     _differ("MAC address", macs, "one that is not used yet, or leave <mac> out")
+    _hostdevs(domain)
     _boot(domain)
     _characters(domain)
     _graphics(domain)
@@ -117,11 +121,7 @@ def _texts(domain: Domain) -> None:
     ports: tuple[Serial | Console, ...] = (*domain.serials, *domain.consoles)
     texts += [(port.path, port.at("source/@path")) for port in ports]
     for text, where in texts:
-        if text is not None and (not text or _UNSPEAKABLE.search(text)):
-            where.refuse(
-                "is not a path, or not one in UTF-8",
-                "Write a file's path, or leave the element out.",
-            )
+        _path(text, where)
     free = [(arg.value, arg.where) for arg in domain.qemu_arguments]
     free += [(variable.value, variable.where) for variable in domain.qemu_environment]
     if system is not None and system.cmdline is not None:
@@ -129,6 +129,14 @@ def _texts(domain: Domain) -> None:
     for text, where in free:
         if _UNSPEAKABLE.search(text):
             where.refuse("has a NUL, or is not UTF-8", "Remove what is not text.")
+
+
+def _path(text: str | None, where: Location) -> None:
+    if text is not None and (not text or _UNSPEAKABLE.search(text)):
+        where.refuse(
+            "is not a path, or not one in UTF-8",
+            "Write a file's path, or leave the element out.",
+        )
 
 
 def _disk(disk: Disk) -> None:
@@ -185,8 +193,39 @@ def _interface(nic: Interface) -> None:
         )
 
 
+def _hostdevs(domain: Domain) -> None:
+    for hostdev in domain.hostdevs:
+        check_hostdev(hostdev)
+    places = ((device.host, device.at("source/address")) for device in domain.hostdevs)
+    _differ("host's PCI device", places, "another device's address, or remove the element")
+    if len(domain.hostdevs) > MAX_HOSTDEVS:
+        domain.hostdevs[MAX_HOSTDEVS].where.refuse(
+            f"a machine can have {MAX_HOSTDEVS} host devices", "Remove some."
+        )
+
+
+def check_hostdev(hostdev: Hostdev) -> None:
+    """Refuse a host device that is none, whatever else the machine has.
+
+    :raise DefinitionError: as of :func:`check_domain`.
+    """
+    _path(hostdev.rom_file, hostdev.at("rom/@file"))
+    example = "<address domain='0x0000' bus='0x03' slot='0x00' function='0x0'/>"
+    if hostdev.source is None:
+        hostdev.at("source/address").refuse(
+            "type='pci' needs it", f"Write <source>{example}</source>."
+        )
+    try:
+        _ = hostdev.source.pci
+    except ValueError as error:
+        hostdev.source.where.refuse(
+            f"{error} on the host", f"Write what 'sessionvirt devices' or lspci lists: {example}."
+        )
+
+
 def _boot(domain: Domain) -> None:
-    devices: tuple[Disk | Interface, ...] = (*domain.disks, *domain.interfaces)
+    devices: tuple[Disk | Interface | Hostdev, ...]
+    devices = (*domain.disks, *domain.interfaces, *domain.hostdevs)
     orders = [(d.boot_order, d.at("boot/@order")) for d in devices if d.boot_order is not None]
     _differ("boot order", orders, "a number of its own")
     if domain.os is not None and domain.os.boot and orders:

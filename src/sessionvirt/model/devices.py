@@ -26,7 +26,8 @@ _NAME: Final = Pattern(r"[A-Za-z0-9_.+:-]{1,64}", "letters, digits and _ . + : -
 _SERIAL: Final = Pattern(
     r"[A-Za-z0-9_.+ -]{1,20}", "letters, digits, blanks and _ . + -, at most 20"
 )
-_ORDER: Final = Integer(1, 1 << 30)
+#: A place in the boot order.
+ORDER: Final = Integer(1, 1 << 30)
 
 
 def _hexadecimal(text: str) -> int:
@@ -43,7 +44,8 @@ def _byte(text: str) -> int:
     return number
 
 
-_HEX: Final = Converter(_hexadecimal, hex, "a number such as 0x03")
+#: A part of a PCI address; what of it there can be is checked where it is used.
+HEX: Final = Converter(_hexadecimal, hex, "a number such as 0x03")
 _BYTE: Final = Converter(_byte, hex, "a number from 0x00 to 0xff")
 
 
@@ -158,10 +160,10 @@ class PciPlace(Element):
     """``<address type='pci'>``: where the guest finds the device; bus is a controller's index."""
 
     type: str = attr("@type", Text, default="pci", always=True)
-    domain: int = attr("@domain", _HEX, default=0)
-    bus: int = attr("@bus", _HEX, default=0)
-    slot: int = attr("@slot", _HEX, default=0)
-    function: int = attr("@function", _HEX, default=0)
+    domain: int = attr("@domain", HEX, default=0)
+    bus: int = attr("@bus", HEX, default=0)
+    slot: int = attr("@slot", HEX, default=0)
+    function: int = attr("@function", HEX, default=0)
     multifunction: bool | None = attr("@multifunction", OnOff)
 
 
@@ -193,7 +195,7 @@ class Disk(Device):
     bus: DiskBus | None = attr("target/@bus", Choice(DiskBus))
     readonly: bool = flag("readonly")
     shareable: bool = flag("shareable")
-    boot_order: int | None = attr("boot/@order", _ORDER)
+    boot_order: int | None = attr("boot/@order", ORDER)
     serial: str | None = attr("serial", _SERIAL)
 
     @property
@@ -231,7 +233,7 @@ class Interface(Device):
     queues: int = attr("driver/@queues", Integer(1, 256), default=1)
     mtu: int | None = attr("mtu/@size", Integer(68, 65535))
     link: LinkState = attr("link/@state", Choice(LinkState), default=LinkState.UP)
-    boot_order: int | None = attr("boot/@order", _ORDER)
+    boot_order: int | None = attr("boot/@order", ORDER)
     tap: None = kept("target")
 
 

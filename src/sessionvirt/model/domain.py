@@ -27,6 +27,7 @@ from .devices import (
     Serial,
     Video,
 )
+from .hostdev import HOSTDEVS, Hostdev
 
 __all__ = ["Domain", "dump_domain", "parse_domain"]
 
@@ -233,6 +234,7 @@ class Domain(Element):
         "devices/controller", Controller, only=CONTROLLERS
     )
     interfaces: tuple[Interface, ...] = children("devices/interface", Interface)
+    hostdevs: tuple[Hostdev, ...] = children("devices/hostdev", Hostdev, only=HOSTDEVS)
     serials: tuple[Serial, ...] = children("devices/serial", Serial)
     consoles: tuple[Console, ...] = children("devices/console", Console)
     inputs: tuple[Input, ...] = children("devices/input", Input)

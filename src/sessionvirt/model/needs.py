@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from .devices import InterfaceType
 
 if TYPE_CHECKING:
-    from .addresses import MacAddress
+    from .addresses import MacAddress, PciAddress
     from .domain import Domain
 
-__all__ = ["Need", "NeedKind", "needs"]
+__all__ = ["Need", "NeedKind", "PciNeed", "needs", "pci_needs"]
 
 
 class NeedKind(StrEnum):
@@ -60,3 +60,29 @@ def needs(domain: Domain) -> tuple[Need, ...]:
             )
         )
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class PciNeed:
+    """One host device's.
+
+    :param hostdev: its index in the domain.
+    :param address: where the host has it.
+    :param also: the domain's other host devices: where one of them shares the isolation group, it
+        goes along anyway.
+    :param managed: take it from its driver, and give it back.
+    """
+
+    hostdev: int
+    address: PciAddress
+    also: tuple[PciAddress, ...]
+    managed: bool
+
+
+def pci_needs(domain: Domain) -> tuple[PciNeed, ...]:
+    """One need for each host device, in order."""
+    hosts = [hostdev.host for hostdev in domain.hostdevs]
+    return tuple(
+        PciNeed(index, hosts[index], (*hosts[:index], *hosts[index + 1 :]), hostdev.managed)
+        for index, hostdev in enumerate(domain.hostdevs)
+    )

@@ -28,10 +28,13 @@ from .devices import (
     Rng,
 )
 from .domain import Boot, BootDevice, Cpu, CpuMode, Domain, Features, Os
+from .hostdev import Hostdev, HostPlace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from .addresses import PciAddress
 
 __all__ = ["QuickDisk", "QuickNetwork", "disk_format", "quick_domain"]
 
@@ -101,6 +104,7 @@ def quick_domain(
     memory_mib: int = 1024,
     vcpus: int = 1,
     networks: Sequence[QuickNetwork] = (QuickNetwork(),),
+    pci: Sequence[PciAddress] = (),
     kernel: Path | None = None,
     initrd: Path | None = None,
     append: str | None = None,
@@ -110,6 +114,7 @@ def quick_domain(
 
     :param name: by default the first disk's, or the kernel's, without its ending.
     :param networks: by default one in user mode.
+    :param pci: the host's devices that become the guest's, each taken from its driver for so long.
     :raise UsageError: nothing to boot from, or a format that cannot be run.
     :raise NotFoundError: a disk cannot be read.
     :raise DefinitionError: values that no machine can have.
@@ -130,6 +135,7 @@ def quick_domain(
         cpu=Cpu(mode=CpuMode.HOST_PASSTHROUGH),
         disks=tuple(_disk(disk, index) for index, disk in enumerate(disks)),
         interfaces=tuple(_interface(network) for network in networks),
+        hostdevs=tuple(_hostdev(address) for address in pci),
         consoles=(Console(type=console),),
         rngs=(Rng(path="/dev/urandom"),),
     )
@@ -158,6 +164,13 @@ def _interface(network: QuickNetwork) -> Interface:
     return Interface(
         type=kind, network=network.network, bridge=network.bridge, model=NicModel.VIRTIO
     )
+
+
+def _hostdev(address: PciAddress) -> Hostdev:
+    place = HostPlace(
+        domain=address.domain, bus=address.bus, slot=address.slot, function=address.function
+    )
+    return Hostdev(managed=True, source=place)
 
 
 def _name(path: Path | None) -> str:

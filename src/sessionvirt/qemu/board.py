@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .capabilities import Capabilities
     from .wiring import Wiring
 
-__all__ = ["Board", "interface_id"]
+__all__ = ["Board", "hostdev_id", "interface_id"]
 
 #: What else does the job, for a message that a device is missing.
 _INSTEAD: Final = {
@@ -44,6 +44,11 @@ _INSTEAD: Final = {
 def interface_id(index: int) -> str:
     """The ``-device`` id of an interface; its ``-netdev`` is ``host`` and that."""
     return f"net{index}"
+
+
+def hostdev_id(index: int) -> str:
+    """The ``-device`` id of a host device."""
+    return f"hostdev{index}"
 
 
 class Board:
@@ -101,6 +106,7 @@ def _boot_order(domain: Domain) -> Iterator[tuple[str, int]]:
     """Device id and bootindex, from 1: QEMU gives 0 to a kernel on the command line."""
     names = [(disk.target, disk.boot_order) for disk in domain.disks]
     names += [(interface_id(i), nic.boot_order) for i, nic in enumerate(domain.interfaces)]
+    names += [(hostdev_id(i), device.boot_order) for i, device in enumerate(domain.hostdevs)]
     fixed = [(name, order) for name, order in names if order is not None]
     if fixed:
         yield from fixed

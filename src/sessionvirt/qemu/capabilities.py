@@ -38,6 +38,8 @@ __all__ = ["Capabilities", "find_binary", "forget", "load", "probe"]
 _FORMAT: Final = 1
 #: Seconds for a QEMU without a machine to answer a few questions.
 _PROBE_PATIENCE: Final = 30.0
+#: The first QEMU with ``-object iommufd`` and ``fd=`` of vfio-pci.
+_IOMMUFD_SINCE: Final = (9, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Capabilities:
     objects: frozenset[str]
     netdevs: frozenset[str]
     cpu_models: frozenset[str]
+
+    @property
+    def takes_iommufd(self) -> bool:
+        """Whether it takes a host device as descriptors (docs/devel/vfio-iommufd.rst)."""
+        return "iommufd" in self.objects and self.version >= _IOMMUFD_SINCE
 
 
 def find_binary(arch: str | None = None) -> str:

@@ -36,6 +36,7 @@ from .command_devices import (
     rng_arguments,
 )
 from .command_disks import disk_arguments
+from .command_hostdevs import hostdev_arguments
 from .command_interfaces import interface_arguments
 from .option import joined, structured
 from .wiring import Accelerator
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from sessionvirt.model.domain import Domain
 
     from .capabilities import Capabilities
+    from .pci import Place
     from .wiring import Wiring
 
 __all__ = ["MONITOR", "Command", "build", "preparations"]
@@ -64,10 +66,12 @@ class Command:
 
     :param argv: the program first.
     :param environment: variables to set on top of the caller's.
+    :param free: where a device can be plugged in while the machine runs.
     """
 
     argv: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
+    free: tuple[Place, ...] = ()
 
 
 def build(domain: Domain, capabilities: Capabilities, wiring: Wiring) -> Command:
@@ -81,6 +85,7 @@ def build(domain: Domain, capabilities: Capabilities, wiring: Wiring) -> Command
     board = Board(domain, capabilities, wiring, _machine_type(domain, capabilities))
     devices = [
         *interface_arguments(board),
+        *hostdev_arguments(board),
         *disk_arguments(board),
         *console_arguments(board),
         *input_arguments(board),
@@ -101,7 +106,8 @@ def build(domain: Domain, capabilities: Capabilities, wiring: Wiring) -> Command
         *devices,
         *(argument.value for argument in domain.qemu_arguments),
     )
-    return Command(argv, tuple((v.name, v.value) for v in domain.qemu_environment))
+    environment = tuple((v.name, v.value) for v in domain.qemu_environment)
+    return Command(argv, environment, board.pci.free())
 
 
 def preparations(domain: Domain) -> tuple[tuple[str, Mapping[str, object]], ...]:

@@ -2,8 +2,9 @@
 """Where each PCI device sits in the guest.
 
 The same domain gives the same addresses, always: a guest names its interfaces by them. What the
-document fixes is kept; the rest is given out in the order in which devices ask, interfaces first,
-so that another disk moves no interface.
+document fixes is kept; the rest is given out in the order in which devices ask, interfaces first
+and the host's devices next, so that another disk moves neither, and another device of the host no
+interface.
 
 On q35 every PCI Express device has a root port of its own, :data:`SPARE_PORTS` stay free for
 hot-plug, and conventional PCI devices stand on the root bus from slot 0x10 up. On i440fx all
@@ -14,6 +15,7 @@ whether there is one or not.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.addresses import PciAddress
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from sessionvirt.model.devices import Device, PciPlace
     from sessionvirt.model.domain import Domain
 
-__all__ = ["SPARE_PORTS", "PciLayout"]
+__all__ = ["SPARE_PORTS", "PciLayout", "Place"]
 
 SPARE_PORTS: Final = 4
 
@@ -37,6 +39,24 @@ _ROOT_MODELS: Final = (ControllerModel.PCI_ROOT, ControllerModel.PCIE_ROOT)
 
 class _FullError(Exception):
     """No slot is left."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a device is, in the words of ``device_add``.
+
+    :param bus: QEMU's name of it.
+    :param number: the bus as a document writes it, and ``slot`` likewise.
+    """
+
+    bus: str
+    number: int
+    slot: int
+
+    @property
+    def addr(self) -> str:
+        """The property ``addr``."""
+        return hex(self.slot)
 
 
 class PciLayout:
@@ -100,6 +120,18 @@ class PciLayout:
             while self._express and len(self._ports.keys() - self._busy) < SPARE_PORTS:
                 self._add_port(self._next_index(), None)
         return tuple(self._ports[index] for index in sorted(self._ports))
+
+    def free(self) -> tuple[Place, ...]:
+        """Where a device can be plugged in later, the first first. Call it after :meth:`ports`.
+
+        The root bus of q35 takes none while the machine runs.
+        """
+        if self._express:
+            indices = sorted(self._ports.keys() - self._busy)
+            return tuple(Place(f"pci.{index}", index, 0) for index in indices)
+        taken = {slot for bus, slot, _ in self._used if bus == 0}
+        slots = sorted(set(range(3, _LAST_SLOT + 1)) - taken)
+        return tuple(Place(self._root, 0, slot) for slot in slots)
 
     def _built_in(self, device: Device) -> bool:
         """Whether it is q35's own SATA controller, which has its place."""
@@ -237,6 +269,7 @@ class PciLayout:
 def _devices(domain: Domain) -> Iterator[Device]:
     yield from (c for c in domain.controllers if c.model not in _ROOT_MODELS)
     yield from domain.interfaces
+    yield from domain.hostdevs
     yield from domain.disks
     yield from domain.consoles
     yield from domain.inputs

@@ -13,6 +13,12 @@ spawned ends, so
 :meth:`Child.spawn` runs in the thread of the event loop, never in a pool. And a QEMU with file
 capabilities or a set-user-ID bit loses the setting at exec.
 
+A *held* child waits before it becomes the program, so that something can be done to the process
+that will be it: its pid stays. The same shell reads a line from a pipe of ours first
+(:meth:`Child.release`); a pipe that is closed without one, because we ended or gave up, ends it.
+The program inherits the reading end, at which nobody writes any more: dash can close no descriptor
+above 9.
+
 What this never does: use a shell on anything from outside (the script is constant, the argv are its
 positional parameters), or reap a child that is not its own.
 
@@ -43,7 +49,11 @@ STDERR_LIMIT: Final = 64 * 1024
 
 #: $0 is the parent's pid. A parent that is gone, or in another pid namespace, is not the one we
 #: know.
-_CHECK_PARENT: Final = 'test "$PPID" -eq "$0" && exec "$@"'
+_CHECK_PARENT: Final = 'test "$PPID" -eq "$0" && '
+#: $1 is the pipe. Through /proc, because dash redirects no descriptor above 9; the kernel does not
+#: wait for a writer at a pipe without a name (fs/pipe.c, fifo_open).
+_AWAIT_LINE: Final = 'read -r go <"/proc/self/fd/$1" && shift && '
+_BECOME: Final = 'exec "$@"'
 
 #: What of our environment a child needs to find programs, files and the user's session.
 _INHERITED: Final = (
@@ -76,10 +86,17 @@ class Child:
     Made by :meth:`spawn` alone. Everything runs in the thread of the event loop.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], command: tuple[str, ...], pidfd: Fd) -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        command: tuple[str, ...],
+        pidfd: Fd,
+        gate: Fd | None,
+    ) -> None:
         self._popen = popen
         self.command = command
         self._pidfd = pidfd
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._tail = bytearray()
@@ -98,6 +115,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         pass_fds: Iterable[int] = (),
         bound: bool = True,
+        held: bool = False,
         own_group: bool = False,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
@@ -110,36 +128,55 @@ class Child:
         :param environment: added to :func:`base_environment`.
         :param pass_fds: inherited under the same numbers. They stay the caller's.
         :param bound: end it by SIGKILL when this process ends; without ``setpriv`` it is not.
+        :param held: let it wait for :meth:`release` before it is the program.
         :param own_group: lead a process group, out of reach of the terminal's ^C.
         :raise LaunchError: it cannot be executed.
         """
         command = tuple(argv)
-        full = (*_binding(), *command) if bound else command
-        try:
-            popen = subprocess.Popen(
-                full,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                pass_fds=tuple(pass_fds),
-                env={**base_environment(), **(environment or {})},
-                bufsize=0,
-                process_group=0 if own_group else None,
-            )
-        except OSError as error:
-            raise LaunchError(
-                f"cannot execute {command[0]}: {error.strerror}",
-                exit_code=None,
-                command=command,
-                stderr="",
-            ) from error
-        # The pid cannot be re-used before we reap it, so this is the child whatever became of it.
-        return cls(popen, command, Fd(os.pidfd_open(popen.pid)))
+        inherited = tuple(pass_fds)
+        with contextlib.ExitStack() as stack:
+            gate, theirs = _gate(stack) if held else (None, None)
+            inherited += () if theirs is None else (theirs,)
+            try:
+                popen = subprocess.Popen(
+                    (*_before(bound=bound, gate=theirs), *command),
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    pass_fds=inherited,
+                    env={**base_environment(), **(environment or {})},
+                    bufsize=0,
+                    process_group=0 if own_group else None,
+                )
+            except OSError as error:
+                raise LaunchError(
+                    f"cannot execute {command[0]}: {error.strerror}",
+                    exit_code=None,
+                    command=command,
+                    stderr="",
+                ) from error
+            # The pid cannot be re-used before we reap it, so this is the child whatever became of
+            # it.
+            pidfd = Fd(os.pidfd_open(popen.pid))
+            return cls(popen, command, pidfd, None if gate is None else Fd(gate.steal()))
 
     @property
     def pid(self) -> int:
         """Its process id; somebody else's once :attr:`returncode` is set."""
         return self._popen.pid
+
+    def duplicate_pidfd(self) -> Fd:
+        """Return a pidfd of it that is the caller's.
+
+        :raise ValueError: it was reaped; never before the caller has let the event loop run.
+        """
+        return Fd(os.dup(self._pidfd.fileno()))
+
+    def release(self) -> None:
+        """Let a held child become its program. Once, or again and again; also if it has ended."""
+        if self._gate is not None and not self._gate.closed:
+            with self._gate, contextlib.suppress(BrokenPipeError):
+                os.write(self._gate.fileno(), b"\n")
 
     @property
     def returncode(self) -> int | None:
@@ -202,6 +239,8 @@ class Child:
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd.fileno())
         self._pidfd.close()
+        if self._gate is not None:
+            self._gate.close()
         code = self._popen.wait()
         # What it wrote last is in the pipe by now. Not until end of file: a grandchild may hold it.
         for _ in range(2):
@@ -217,9 +256,34 @@ class Child:
             self._stderr.close()
 
 
-def _binding() -> tuple[str, ...]:
-    """Return the argv that makes its argument die with this process; empty where it cannot."""
+def _gate(stack: contextlib.ExitStack) -> tuple[Fd, int]:
+    """Make the pipe of a held child: its writing end, and the number of the one it inherits.
+
+    :param stack: closes both, but for what was taken away.
+    """
+    theirs, ours = os.pipe()
+    stack.enter_context(Fd(theirs))
+    return stack.enter_context(Fd(ours)), theirs
+
+
+def _before(*, bound: bool, gate: int | None) -> tuple[str, ...]:
+    """Return the argv that binds its argument to this process, and holds it at a gate.
+
+    It binds nothing where ``setpriv`` or the shell is missing.
+
+    :raise LaunchError: it is to be held, and there is no shell.
+    """
     setpriv, shell = find_program("setpriv"), find_program("sh")
-    if setpriv is None or shell is None:
+    if gate is not None and shell is None:
+        raise LaunchError("there is no sh to start it", exit_code=None, command=(), stderr="")
+    bound = bound and setpriv is not None
+    if shell is None or not (bound or gate is not None):
         return ()
-    return (setpriv, "--pdeathsig", "KILL", "--", shell, "-c", _CHECK_PARENT, str(os.getpid()))
+    script, arguments = _BECOME, [str(os.getpid())]
+    if gate is not None:
+        script = _AWAIT_LINE + script
+        arguments.append(str(gate))
+    if not bound or setpriv is None:
+        return (shell, "-c", script, *arguments)
+    death = (setpriv, "--pdeathsig", "KILL", "--")
+    return (*death, shell, "-c", _CHECK_PARENT + script, *arguments)

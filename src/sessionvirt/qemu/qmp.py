@@ -134,6 +134,24 @@ class Monitor:
         except QMPError as error:
             raise QemuError(f"QEMU went away during {command}", evidence=str(error)) from error
 
+    async def give(self, fd: int, name: str) -> None:
+        """Give QEMU a copy of a descriptor, which it keeps until it is told to close it, or ends.
+
+        Over a Unix socket only, which is what :func:`~.launch.monitor_pair` makes.
+
+        :param fd: stays the caller's.
+        :param name: by which commands refer to it (``getfd``); another of that name is closed.
+        :raise QemuError: it cannot be sent, or QEMU refuses it.
+        """
+        from qemu.qmp import QMPError
+
+        try:
+            # With a blank between two commands.
+            self._client.send_fd_scm(fd)
+        except (OSError, QMPError) as error:
+            raise QemuError("QEMU cannot be given a descriptor", evidence=str(error)) from error
+        await self.execute("getfd", {"fdname": name})
+
     async def next_event(self) -> Event:
         """Wait for the next event. Cancel the wait when QEMU has ended: none will come."""
         return _event(await self._listener.get())

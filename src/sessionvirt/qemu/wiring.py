@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sessionvirt.model.addresses import MacAddress
 
-__all__ = ["Accelerator", "InterfaceWiring", "PasstWiring", "TapWiring", "UserWiring", "Wiring"]
+__all__ = [
+    "Accelerator", "HostdevWiring", "InterfaceWiring", "PasstWiring", "TapWiring", "UserWiring",
+    "Wiring",
+]  # fmt: skip
 
 
 class Accelerator(Enum):
@@ -59,16 +62,31 @@ InterfaceWiring = TapWiring | PasstWiring | UserWiring
 
 
 @dataclass(frozen=True)
+class HostdevWiring:
+    """All host devices as descriptors.
+
+    :param iommufd: the address space that they have in common, which is the guest's: so its memory
+        is locked once, and those of one isolation group can be together.
+    :param devices: one for each host device, in order.
+    """
+
+    iommufd: int
+    devices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Wiring:
     """One start's runtime facts.
 
     :param qmp_fd: a connected stream socket; QEMU speaks QMP on it.
     :param interfaces: one for each of the domain's interfaces, in order.
+    :param hostdevs: None: QEMU opens the nodes of the host devices' groups.
     """
 
     qmp_fd: int
     accelerator: Accelerator
     interfaces: tuple[InterfaceWiring, ...] = ()
+    hostdevs: HostdevWiring | None = None
 
     @property
     def passed_fds(self) -> tuple[int, ...]:
@@ -82,4 +100,6 @@ class Wiring:
                     fds.append(wiring.fd)
                 case UserWiring():
                     pass
+        if self.hostdevs is not None:
+            fds += [self.hostdevs.iommufd, *self.hostdevs.devices]
         return tuple(fds)

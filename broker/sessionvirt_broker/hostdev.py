@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The resource kind ``pci``: a PCI device of the host, with all of its IOMMU group, through VFIO.
+
+The group is the unit, because the IOMMU tells no more apart: who has one device of it can reach
+the others by DMA. So every endpoint is looked at, and every one goes to VFIO or none; what is
+critical for the host is refused whatever polkit or the caller says. Only root's broker.toml makes
+exceptions.
+
+A group is one lease's at a time. What its members need together is a shared part of the journal
+(``vfio-6``), so that two devices of a group that one machine asks for are bound once.
+
+What is not decided here: whether anybody may have it (polkit), and what a guest does to a device
+that it has had. Firmware that a guest wrote stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+from .errors import (
+    Busy,
+    DeviceUnsafe,
+    HostFailure,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    Restarting,
+    StateChanged,
+)
+from .hostuse import HostUse
+from .kind import Offer, Owner, Plan, Request, Shared
+from .limits import Share
+from .pci import PciAddress, PciBus, is_address, isolation_faults
+from .steps import Step
+from .vfio import (
+    DRIVER,
+    GiveGroup,
+    KeepGroup,
+    OpenDevice,
+    OverrideDriver,
+    RebindDevice,
+    is_vfio,
+)
+from .wire import shown, worded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .config import Configuration, PciPolicy
+    from .host import Host
+    from .kind import Adopted, Watched
+    from .pci import Function
+    from .pcinames import PciNames
+    from .wire import Fields
+
+__all__ = ["SHARED_PREFIX", "AssignDevice", "PciKind"]
+
+SHARED_PREFIX = "vfio-"
+#: As /proc/devices has them: VFIO's groups, and its devices (CONFIG_VFIO_DEVICE_CDEV).
+_GROUPS, _DEVICES = "vfio", "vfio-dev"
+#: Of one device that is handed out as such: an iommufd and itself.
+_FDS = 2
+#: Addresses in one request.
+_ALSO = 32
+#: Names of others in a prompt; a group of forty would push the machine's name out of the window.
+_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PciRequest(Request):
+    """A validated ``pci``."""
+
+    address: PciAddress
+    with_group: bool
+    also: frozenset[str]
+    managed: bool
+    fds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AssignDevice(Step):
+    """Which device it is that was asked for; what is done about it is its group's part."""
+
+    NAME: ClassVar[str] = "pci-assign"
+
+    address: str
+    name: str
+    group: str
+    members: tuple[str, ...]
+    identities: tuple[str, ...]
+    driver: str
+    former: str
+
+    def describe(self) -> str:
+        return f"hand {self.address} ({self.name}) to the machine"
+
+    def describe_undo(self) -> str:
+        return "nothing: it ends with its group's part"
+
+    def execute(self, host: Host) -> Self:
+        return self
+
+    def undo(self, host: Host) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A device that can be given, with its group."""
+
+    function: Function
+    endpoints: tuple[Function, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def others(self) -> tuple[Function, ...]:
+        return tuple(one for one in self.endpoints if one.address != self.function.address)
+
+
+class PciKind:
+    """The kind, and which group is whose.
+
+    :param sys: /sys.
+    :param proc: /proc.
+    :param replaceable: a service manager starts the next broker, which may open what modules that
+        are loaded now bring along: systemd reads the names of character devices at the start.
+    """
+
+    name = "pci"
+    fds_fact = "address"
+
+    def __init__(self, sys: Path, proc: Path, names: PciNames, *, replaceable: bool) -> None:
+        self._sys = sys
+        self._proc = proc
+        self._names = names
+        self._bus = PciBus(sys)
+        #: Which groups are somebody's, and whether as descriptors.
+        self._held: dict[str, bool] = {}
+        #: Which driver each device of those groups had.
+        self._former: dict[str, str] = {}
+        # The devices' name and /dev/iommu come with the groups' name: vfio needs iommufd.
+        self._reachable = not replaceable or self._has(_GROUPS)
+
+    def parse(self, fields: Fields, position: int, configuration: Configuration) -> PciRequest:
+        address = fields.text("address")
+        also = fields.texts("also", limit=_ALSO)
+        if address is None or not is_address(address) or not all(map(is_address, also)):
+            raise InvalidRequest(f"{fields.where}: address and also must look like 0000:03:00.0")
+        request = PciRequest(
+            position=position,
+            address=PciAddress(address),
+            with_group=fields.flag("with_group"),
+            also=frozenset(also),
+            managed=fields.flag("managed", default=True),
+            fds=fields.flag("fds"),
+        )
+        fields.finish()
+        return request
+
+    def is_ready(self, host: Host) -> bool:
+        return host.vfio.is_loaded() and self._reachable
+
+    def prepare(self, host: Host) -> None:
+        if not host.vfio.is_loaded():
+            host.vfio.load()
+        if not self._reachable:
+            if not self._has(_GROUPS):
+                raise NotSupported("this kernel's VFIO has no groups (CONFIG_VFIO_GROUP)")
+            raise Restarting("the broker starts anew to reach VFIO devices; ask again")
+
+    def survey(
+        self, request: Request, owner: Owner, configuration: Configuration, host: Host
+    ) -> Offer:
+        pci = cast("PciRequest", request)
+        found = self._candidate(pci, configuration.pci, host)
+        device, others = found.function, found.others
+        name = self._names.name(device)
+        named = ", ".join(f"{self._names.name(one)} ({one.address})" for one in others[:_NAMED])
+        if len(others) > _NAMED:
+            named += f" and {len(others) - _NAMED} more"
+        passed = self._passes(pci, host)
+        plural = "device" if len(others) == 1 else "devices"
+        along = f" and {len(others)} other {plural} of its isolation group: $(others)"
+        return Offer(
+            action="pci-assign",
+            sentence='Authentication is required to give "$(device)" ($(address))'
+            + (along if others else "")
+            + ' to the virtual machine "$(vm)". The host cannot use it until the machine ends.',
+            details=(
+                ("vm", shown(owner.vm)),
+                ("uid", str(owner.uid)),
+                ("address", device.address),
+                ("device", worded(name)),
+                ("ids", device.ids),
+                ("group", device.group),
+                ("members", " ".join(one.address for one in found.endpoints)),
+                ("others", worded(named)),
+            ),
+            summary=f'the device "{worded(name)}" ({device.address})'
+            + (f" with {len(others)} other {plural}: {worded(named)}" if others else ""),
+            share=Share(devices=1, fds=_FDS if passed else 0),
+            facts=(
+                passed,
+                *((one.address, one.identity, one.driver) for one in found.endpoints),
+                found.overrides,
+            ),
+        )
+
+    def plan(
+        self, request: Request, owner: Owner, configuration: Configuration, host: Host
+    ) -> Plan:
+        pci = cast("PciRequest", request)
+        found = self._candidate(pci, configuration.pci, host, again=True)
+        group, passed = found.function.group, self._passes(pci, host)
+        if self._held.get(group, passed) is not passed:
+            raise InvalidRequest(f"fds: must be the same for every device of IOMMU group {group}")
+        giving: Step = KeepGroup(group) if passed else GiveGroup(group, owner.uid)
+        return Plan(
+            shared=(Shared(SHARED_PREFIX + group, lambda: _group_steps(found, pci, giving)),),
+            steps=(
+                AssignDevice(
+                    found.function.address,
+                    self._names.name(found.function),
+                    group,
+                    tuple(one.address for one in found.endpoints),
+                    tuple(one.identity for one in found.endpoints),
+                    DRIVER if pci.managed else found.function.driver,
+                    self._former.get(pci.address, found.function.driver),
+                ),
+                *((OpenDevice(found.function.address),) if passed else ()),
+            ),
+        )
+
+    def grant(self, steps: Sequence[Step]) -> dict[str, object]:
+        given = _assigned(steps)
+        if len(given.members) != len(given.identities) or given.address not in given.members:
+            raise ValueError("a record that contradicts itself")
+        return {
+            "kind": self.name,
+            "address": given.address,
+            "name": given.name,
+            "group": int(given.group),
+            "members": given.members,
+            "node": "" if _is_passed(steps) else f"/dev/vfio/{given.group}",
+            "driver": given.driver,
+            "former": given.former,
+        }
+
+    def share(self, steps: Sequence[Step]) -> Share:
+        return Share(devices=1, fds=_FDS if _is_passed(steps) else 0)
+
+    def watched(self, steps: Sequence[Step]) -> tuple[Watched, ...]:
+        return _assigned(steps).members
+
+    def begun(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, GiveGroup | KeepGroup):
+                self._held[step.group] = isinstance(step, KeepGroup)
+            elif isinstance(step, RebindDevice):
+                self._former[step.address] = step.former
+
+    def ended(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, GiveGroup | KeepGroup):
+                self._held.pop(step.group, None)
+            elif isinstance(step, RebindDevice):
+                self._former.pop(step.address, None)
+
+    def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
+        self.begun(steps)
+
+    def intact(self, steps: Sequence[Step], host: Host) -> str:
+        given = _assigned(steps)
+        for address, identity in zip(given.members, given.identities, strict=True):
+            if _is_gone(address, identity, host):
+                return f"{address} is gone"
+            if not is_vfio(host.vfio.driver(address)):
+                return f"{address} was taken from its VFIO driver"
+        return ""
+
+    def is_gone(self, steps: Sequence[Step], host: Host) -> bool:
+        given = _assigned(steps)
+        return _is_gone(given.address, given.identities[given.members.index(given.address)], host)
+
+    # Section: whether it can be given
+
+    def use(self, host: Host) -> HostUse:
+        """What on the host uses which device, now."""
+        links = host.links
+        try:
+            return HostUse.look(self._sys, self._proc, links.addresses(), links.default_routes())
+        except (OSError, ValueError) as error:
+            raise HostFailure("what the host uses its devices for cannot be found out") from error
+
+    def faults(self) -> tuple[str, ...]:
+        """Why no group of this host isolates."""
+        return isolation_faults(self._sys, self._proc)
+
+    def _candidate(
+        self, pci: PciRequest, policy: PciPolicy, host: Host, *, again: bool = False
+    ) -> _Candidate:
+        """The device that a request names, with all of its group.
+
+        :param again: it was looked at a moment ago, in the same turn of the worker; this call may
+            have begun the group for another device of it meanwhile.
+        """
+        function = self._bus.function(pci.address)
+        if function is None:
+            raise NotFound(f"address: there is no PCI device {pci.address}")
+        if not function.endpoint:
+            raise NotSupported(f"{pci.address} is a bridge; what is behind it can be given")
+        group = function.group
+        if not group:
+            raise NotSupported(
+                f"no IOMMU isolates {pci.address}: it is off in the firmware or in the kernel"
+            )
+        if not again and group in self._held:
+            raise Busy(f"IOMMU group {group}, which {pci.address} belongs to, is in use")
+        for fault in (*self._bus.group_faults(group), *self.faults()):
+            if not policy.weak_isolation:
+                raise DeviceUnsafe(f"{pci.address}: {fault}")
+        if SHARED_PREFIX + group in host.stuck:
+            raise Busy(
+                f"IOMMU group {group}, which {pci.address} belongs to, is not given back yet"
+            )
+        members = self._bus.group(group)
+        if len(members) != self._bus.group_size(group):
+            raise StateChanged(f"IOMMU group {group} cannot be looked at whole; ask again")
+        endpoints = tuple(one for one in members if one.endpoint)
+        if function not in endpoints:
+            raise StateChanged(f"{pci.address} left its IOMMU group a moment ago; ask again")
+        self._may_go_along(pci, endpoints)
+        if group in self._held:  # its steps are done
+            return _Candidate(function, endpoints, ("",) * len(endpoints))
+        use = self.use(host)
+        for one in endpoints:
+            self._is_free(one, pci, policy, use)
+        return _Candidate(function, endpoints, self._overrides(endpoints, host, pci.managed))
+
+    def _may_go_along(self, pci: PciRequest, endpoints: Sequence[Function]) -> None:
+        unasked = {one.address for one in endpoints} - {pci.address} - pci.also
+        if unasked and not pci.with_group:
+            raise DeviceUnsafe(
+                f"{pci.address} cannot be given alone: IOMMU group {endpoints[0].group} also has"
+                f" {', '.join(sorted(unasked))}; ask for the whole group"
+            )
+
+    def _is_free(self, one: Function, pci: PciRequest, policy: PciPolicy, use: HostUse) -> None:
+        if one.address in policy.deny:
+            raise DeviceUnsafe(f"{one.address}: broker.toml keeps it for the host")
+        if one.address not in policy.allow and (uses := use.of(one)):
+            raise DeviceUnsafe(f"{one.address}: {'; '.join(uses)}")
+        parent = self._bus.function(one.physfn)
+        if parent and (parent.group in self._held or is_vfio(parent.driver)):
+            raise Busy(f"{one.address} is a function of {one.physfn}, which is in use")
+        if pci.managed and is_vfio(one.driver):
+            raise Busy(f"{one.address} has the driver {one.driver} already: another program's")
+        if not pci.managed and not is_vfio(one.driver):
+            has = f"the driver {one.driver}" if one.driver else "no driver"
+            raise DeviceUnsafe(f"{one.address} has {has}; managed='no' wants a VFIO driver")
+
+    def _overrides(
+        self,
+        endpoints: Sequence[Function],
+        host: Host,
+        managed: bool,  # noqa: FBT001
+    ) -> tuple[str, ...]:
+        if not managed:
+            return ("",) * len(endpoints)
+        overrides = tuple(host.vfio.override(one.address) for one in endpoints)
+        for one, override in zip(endpoints, overrides, strict=True):
+            if is_vfio(override):
+                raise Busy(f"{one.address} is kept for {override} (driver_override): another's")
+        return overrides
+
+    def _passes(self, pci: PciRequest, host: Host) -> bool:
+        """Whether a device goes as descriptors: it was asked for so, and the kernel can."""
+        return pci.fds and host.vfio.iommufd.exists() and self._has(_DEVICES)
+
+    def _has(self, name: str) -> bool:
+        """Whether the kernel has character devices of VFIO's, which systemd knows by this name."""
+        text = (self._proc / "devices").read_text(encoding="ascii", errors="replace")
+        return any(line.split()[1:] == [name] for line in text.splitlines())
+
+
+def _group_steps(found: _Candidate, pci: PciRequest, giving: Step) -> tuple[Step, ...]:
+    group = found.function.group
+    if not pci.managed:
+        return (giving,)
+    pairs = list(zip(found.endpoints, found.overrides, strict=True))
+    overriding = (
+        OverrideDriver(o.address, group, o.identity, DRIVER, was, o.driver) for o, was in pairs
+    )
+    binding = (
+        RebindDevice(o.address, group, o.identity, DRIVER, o.driver) for o in found.endpoints
+    )
+    return (*overriding, *binding, giving)
+
+
+def _is_gone(address: str, identity: str, host: Host) -> bool:
+    """Not while it may be there: a guest can make its device one that does not answer."""
+    try:
+        return not host.vfio.is_still(address, identity)
+    except HostFailure:
+        return False
+
+
+def _assigned(steps: Sequence[Step]) -> AssignDevice:
+    return next(step for step in steps if isinstance(step, AssignDevice))
+
+
+def _is_passed(steps: Sequence[Step]) -> bool:
+    """Whether the device went to the caller as descriptors."""
+    return any(isinstance(step, OpenDevice) for step in steps)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the broker is asked for, as frozen dataclasses: each kind of request of the contract.
+
+What this never does: know whether there is such a thing. The broker says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, TypeAlias
+
+from .errors import UsageError
+
+__all__ = ["FDS_PER_ANSWER", "FDS_PER_DEVICE", "Parameters", "PciRequest", "Request", "TapRequest"]
+
+#: What a request sends: name to D-Bus type and value.
+Parameters: TypeAlias = "dict[str, tuple[str, object]]"
+
+#: How many other devices a request for a PCI device can name.
+_MAX_ALSO: Final = 32
+
+#: Descriptors that one answer carries, and how many of them are a device's that comes as such.
+FDS_PER_ANSWER: Final = 16
+FDS_PER_DEVICE: Final = 2
+
+
+@dataclass(frozen=True)
+class TapRequest:
+    """A TAP device on a managed network or on a bridge that the administrator permits.
+
+    :param network: a managed network's name; or
+    :param bridge: a bridge's name. Exactly one of the two.
+    :param mac: the guest's address; by default the broker derives one, the same at every start.
+    :param queues: queue pairs.
+    :raise UsageError: both or none of network and bridge.
+    """
+
+    kind: ClassVar[str] = "tap"
+
+    network: str | None = None
+    bridge: str | None = None
+    mac: str | None = None
+    queues: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.network is None) == (self.bridge is None):
+            raise UsageError("a TAP is asked for on a network or on a bridge")
+
+    def parameters(self) -> Parameters:
+        """Return what is sent."""
+        texts = {"network": self.network, "bridge": self.bridge, "mac": self.mac}
+        sent: Parameters = {name: ("s", text) for name, text in texts.items() if text is not None}
+        if self.queues != 1:
+            sent["queues"] = ("u", self.queues)
+        return sent
+
+
+@dataclass(frozen=True)
+class PciRequest:
+    """A PCI device of the host, with its whole isolation group.
+
+    :param address: "0000:03:00.0".
+    :param with_group: the other devices of its group may go along, whichever they are.
+    :param also: those that may, by address; at most 32.
+    :param managed: it is taken from its driver, and given back to it.
+    :param fds: as descriptors, where the host's kernel can.
+    :raise UsageError: more than 32.
+    """
+
+    kind: ClassVar[str] = "pci"
+
+    address: str
+    with_group: bool = False
+    also: tuple[str, ...] = ()
+    managed: bool = True
+    fds: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.also) > _MAX_ALSO:
+            raise UsageError(f"a device cannot be asked for with more than {_MAX_ALSO} others")
+
+    def parameters(self) -> Parameters:
+        """Return what is sent: the contract's defaults are not."""
+        sent: Parameters = {"address": ("s", self.address)}
+        if self.with_group:
+            sent["with_group"] = ("b", True)
+        if self.also:
+            sent["also"] = ("as", list(self.also))
+        if not self.managed:
+            sent["managed"] = ("b", False)
+        if self.fds:
+            sent["fds"] = ("b", True)
+        return sent
+
+
+Request: TypeAlias = TapRequest | PciRequest

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a start asks of the broker: TAP devices and the host's devices, and memory to lock.
+
+Everything that is asked for is one Acquire, so at most one prompt. Where a domain needs nothing,
+the broker is not asked, and its client is not even imported.
+
+What this never does: decide what is given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sessionvirt.errors import LaunchError, SessionvirtError
+from sessionvirt.model.needs import NeedKind, needs, pci_needs
+from sessionvirt.qemu.process import describe_exit
+
+if TYPE_CHECKING:
+    from sessionvirt.broker_client import BrokerClient
+    from sessionvirt.broker_requests import Request
+    from sessionvirt.model.domain import Domain
+    from sessionvirt.qemu.process import Child
+
+__all__ = ["broker_requests", "connect_broker", "let_lock_memory"]
+
+
+async def connect_broker(bus_address: str | None) -> BrokerClient:
+    """Connect to the broker, whose client is imported now.
+
+    :raise BrokerUnavailableError: there is no bus.
+    """
+    from sessionvirt.broker_client import BrokerClient
+
+    return await BrokerClient.connect(bus_address)
+
+
+def broker_requests(
+    domain: Domain, *, with_group: bool = False, fds: bool = False
+) -> tuple[Request, ...]:
+    """Return what the broker has to be asked for, TAPs first; empty: it need not be asked.
+
+    :param with_group: with each device of the host all others of its isolation group may go along.
+    :param fds: QEMU takes the devices as descriptors. They are asked for so where the answer can
+        carry them with everything else.
+    """
+    taps = [need for need in needs(domain) if need.kind is NeedKind.TAP]
+    devices = pci_needs(domain)
+    if not taps and not devices:
+        return ()
+    from sessionvirt.broker_requests import FDS_PER_ANSWER, FDS_PER_DEVICE, PciRequest, TapRequest
+
+    # And the hold.
+    needed = 1 + sum(need.queues for need in taps) + FDS_PER_DEVICE * len(devices)
+    return (
+        *(
+            TapRequest(network=need.network, bridge=need.bridge, mac=need.mac, queues=need.queues)
+            for need in taps
+        ),
+        *(
+            PciRequest(
+                address=str(need.address),
+                with_group=with_group,
+                also=tuple(map(str, need.also)),
+                managed=need.managed,
+                fds=fds and needed <= FDS_PER_ANSWER,
+            )
+            for need in devices
+        ),
+    )
+
+
+async def let_lock_memory(child: Child, lease: str, amount: int, bus_address: str | None) -> None:
+    """Let a held child lock memory, which QEMU needs before it runs.
+
+    To be called right after the spawn, before the event loop could have seen the child's end.
+
+    :param lease: the object path of a lease with a device of the host.
+    :param amount: bytes.
+    :param bus_address: of the system bus; by default the usual one.
+    :raise LaunchError: the child has ended.
+    :raise SessionvirtError: whatever the broker says. The child is left to the caller.
+    """
+    from sessionvirt.broker_client import BrokerClient
+
+    with child.duplicate_pidfd() as process:
+        try:
+            async with await BrokerClient.connect(bus_address) as client:
+                await client.lock_memory(lease, process.fileno(), amount)
+        except SessionvirtError as error:
+            if child.returncode is None:
+                raise
+            raise LaunchError(
+                f"what was to be QEMU {describe_exit(child.returncode)} before it was",
+                exit_code=child.returncode,
+                command=child.command,
+                stderr=child.stderr,
+            ) from error

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The host's PCI devices: as descriptors, or each by its address on the host.
+
+By the address QEMU finds the VFIO group, whose node the broker lets this user open. With
+descriptors of IOMMUFD it opens nothing, and needs no address.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .board import hostdev_id
+from .option import structured
+
+if TYPE_CHECKING:
+    from sessionvirt.model.hostdev import Hostdev
+
+    from .board import Board
+    from .pci import Place
+
+__all__ = ["VFIO", "hostdev_arguments", "hostdev_plug"]
+
+#: QEMU's driver for all of them.
+VFIO: Final = "vfio-pci"
+#: The object's id.
+_IOMMUFD: Final = "iommufd0"
+
+
+def hostdev_arguments(board: Board) -> list[str]:
+    """Every host device, in order."""
+    arguments: list[str] = []
+    wiring = board.wiring.hostdevs
+    if wiring is not None:
+        iommufd = {"qom-type": "iommufd", "id": _IOMMUFD, "fd": str(wiring.iommufd)}
+        arguments += ["-object", structured(iommufd)]
+    for index, hostdev in enumerate(board.domain.hostdevs):
+        properties = _properties(hostdev)
+        if wiring is not None:
+            fd = str(wiring.devices[index])
+            properties = {"iommufd": _IOMMUFD, "fd": fd} | properties | {"host": None}
+        place = board.pci.place(hostdev)
+        name = hostdev_id(index)
+        arguments += board.device(VFIO, name, hostdev.where, properties | place)
+    return arguments
+
+
+def hostdev_plug(hostdev: Hostdev, name: str, place: Place) -> dict[str, object]:
+    """The arguments of ``device_add`` for one that comes while the machine runs."""
+    values = {
+        "driver": VFIO,
+        "id": name,
+        "bootindex": hostdev.boot_order,
+        **_properties(hostdev),
+        "bus": place.bus,
+        "addr": place.addr,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _properties(hostdev: Hostdev) -> dict[str, object]:
+    return {
+        "host": str(hostdev.host),
+        # A number in QEMU, not a boolean.
+        "rombar": None if hostdev.rom_bar is None else int(hostdev.rom_bar),
+        "romfile": hostdev.rom_file,
+    }
