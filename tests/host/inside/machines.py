@@ -40,6 +40,7 @@ __all__ = [
     "network",
     "permit",
     "permitted",
+    "wait_for_rule",
     "works",
 ]
 
@@ -76,7 +77,7 @@ XML = """\
 def permit() -> None:
     """Have polkit say yes to everybody, as by an administrator's rule: nobody here is logged in."""
     RULES.write_text(RULE)
-    _wait_for_rules("yes")
+    wait_for_rule("bridge-attach", "yes")
 
 
 @contextlib.contextmanager
@@ -87,10 +88,10 @@ def permitted() -> Iterator[None]:
         yield
     finally:
         RULES.unlink()
-        _wait_for_rules("no")
+        wait_for_rule("bridge-attach", "no")
 
 
-def _wait_for_rules(answer: str) -> None:
+def wait_for_rule(action: str, answer: str, **details: str) -> None:
     """Until polkitd, which watches the directory, decides so for a user who is not logged in."""
     with rawbus.Client() as root, rawbus.Client(User.named("user1")) as user:
         root.bus_call("AddMatch", "s", f"type='signal',sender='{POLKIT}',member='Changed'")
@@ -100,8 +101,8 @@ def _wait_for_rules(answer: str) -> None:
             ((authorised, _, _),) = root.call(
                 "CheckAuthorization",
                 subject,
-                "org.sessionvirt.broker1.bridge-attach",
-                {},
+                f"org.sessionvirt.broker1.{action}",
+                details,
                 0,
                 "",
                 signature="(sa{sv})sa{ss}us",

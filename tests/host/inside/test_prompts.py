@@ -20,8 +20,8 @@ import pytest
 
 from host.inside import strangers, units
 from host.inside.bootdisk import Machine, machine
+from host.inside.prompts import AGENTS, COMPLETE, FAILED, PASSWORDS, asked, planned
 from host.inside.sessions import Session, foreground, processes, until
-from host.recipe import ACCOUNTS
 from lab import host
 from lab.button import POWER_OFF, RUNNING
 
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
     from host.inside.sessions import Terminal
 
 pytestmark = pytest.mark.host
-
-PASSWORDS = {account.name: account.password for account in ACCOUNTS}
-#: What pkttyagent writes around a prompt.
-COMPLETE = "==== AUTHENTICATION COMPLETE ====\n"
-FAILED = "==== AUTHENTICATION FAILED ====\n"
-#: What shows a prompt, and what takes the password.
-AGENTS = ("pkttyagent", "polkit-agent-helper-1")
 
 ACTIONS = "org.sessionvirt.broker1"
 NETWORK = "--network=default"
@@ -67,23 +60,7 @@ def lan() -> Iterator[None]:
         host.ip("link", "delete", BRIDGE)
 
 
-# What is planned, asked and given
-
-
-def planned(session: Session, vm: Machine, wanted: str) -> dict[str, Any]:
-    """What ``sessionvirt plan`` says before."""
-    done = session.run(vm.command("plan", "--json", wanted))
-    assert done.returncode == 0, done.stderr
-    plan: dict[str, Any] = json.loads(done.stdout)
-    return plan
-
-
-def asked(terminal: Terminal, plan: dict[str, Any]) -> None:
-    """The prompt comes; it puts the question that was planned, to an administrator."""
-    terminal.expect(f"==== AUTHENTICATING FOR {plan['action']} ====\n")
-    lines = terminal.expect("Password: ").split("\n")
-    assert lines == [plan["prompt"], "Authenticating as: admin", "Password: "]
-    until(lambda: not terminal.echoes(), "the terminal shows no keys")
+# What is given
 
 
 def leases(session: Session) -> list[dict[str, Any]]:
