@@ -27,6 +27,7 @@ from sessionvirt.driver.lease import broker_requests
 from sessionvirt.driver.rehearsal import rehearse
 from sessionvirt.errors import NotFoundError, UsageError
 from sessionvirt.host.cpu import CpuVendor, vendor
+from sessionvirt.host.iommu import group_count
 from sessionvirt.model.addresses import PciAddress
 from sessionvirt.qemu.wiring import Accelerator
 
@@ -273,3 +274,11 @@ def test_where_an_iommu_is_turned_on(
         path.write_text(text)
     assert vendor(str(path)) is found
     assert words in iommu_advice(found)
+
+
+def test_groups_are_counted_where_the_kernel_has_any(tmp_path: Path) -> None:
+    assert group_count(str(tmp_path / "none")) == 0
+    assert group_count(str(tmp_path)) == 0
+    for name in ("0", "17", "not-a-group"):
+        (tmp_path / name).mkdir()
+    assert group_count(str(tmp_path)) == 2

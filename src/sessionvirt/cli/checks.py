@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from sessionvirt.driver.network import find_passt
 from sessionvirt.errors import SessionvirtError
+from sessionvirt.host.cpu import vendor
+from sessionvirt.host.iommu import group_count
 from sessionvirt.host.kvm import probe
 from sessionvirt.host.logind import Presence, presence
 from sessionvirt.host.paths import cache_directory, find_program
 from sessionvirt.qemu import capabilities as qemu_capabilities
+
+from .devicewords import iommu_advice
 
 if TYPE_CHECKING:
     from sessionvirt.broker_data import Diagnosis
@@ -54,7 +58,7 @@ def _check(name: str, found: str) -> Check:
 
 async def session_checks() -> list[Check]:
     """Check what needs no broker."""
-    return [*await _qemu(), _kvm(), _binding(), _cache(), _presence(), _agent()]
+    return [*await _qemu(), _kvm(), _iommu(), _binding(), _cache(), _presence(), _agent()]
 
 
 async def _qemu() -> list[Check]:
@@ -79,6 +83,14 @@ def _kvm() -> Check:
     return Check(
         "kvm", Level.WARNING, f"guests run under TCG, slowly: {found.reason}", found.advice
     )
+
+
+def _iommu() -> Check:
+    count = group_count()
+    if count:
+        return _check("iommu", f"it is on, and tells {count} groups of devices apart")
+    sentence = "no IOMMU is on: PCI devices of this host cannot be given to machines"
+    return Check("iommu", Level.WARNING, sentence, iommu_advice(vendor()))
 
 
 def _binding() -> Check:
