@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What shakes the whole host, with two users' machines running: nothing of theirs is lost or left.
 
-A new bus, a new version, sleep, another time, a new boot, the packages' removal. Driven from
-outside, because a pytest inside would not live through it; in the host that the tests inside have
-had, after them, and in this order: the removal is last.
+A new bus, a new version, sleep, another time, a new boot, the packages' removal. One of the
+machines has a card of the host's. Driven from outside, because a pytest inside would not live
+through it; in the host that the tests inside have had, after them, and in this order: the removal
+is last.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 NEWER = "99.0"
+#: The card, while the machine has it, and while the host has.
+GIVEN = {"driver": "vfio-pci", "override": "vfio-pci", "node": True}
+FREE = {"driver": "e1000e", "override": "", "node": False}
 RUNTIME = "/run/sessionvirt-broker"
 #: As an administrator would look for what is left.
 LEFTOVERS = (
@@ -66,7 +70,8 @@ def before(testhost: Machine) -> Iterator[dict[str, Any]]:
 
 
 def unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Everything but the broker's process is what it was: interfaces, dnsmasq, QEMU, leases."""
+    """Everything but the broker's process is what it was: interfaces, card, QEMU, leases."""
+    assert before["card"] == GIVEN
     assert {key: after[key] for key in before if key != "broker"} == {
         key: before[key] for key in before if key != "broker"
     }
@@ -149,6 +154,7 @@ def test_after_a_new_boot_nothing_stale_is_believed(
         again.run(["ip", "tuntap", "add", name, "mode", "tap"])
         after = upheaval(again, "look")
         assert (after["leases"], after["macs"], after["dnsmasq"]) == ({}, [], 0)
+        assert after["card"] == FREE
         assert list(after["links"]) == [name]
         again.run(["ip", "link", "delete", name])
         records = again.run(["find", f"{RUNTIME}/records", f"{RUNTIME}/holds", "-type", "f"])
@@ -159,16 +165,31 @@ def test_after_a_new_boot_nothing_stale_is_believed(
 def test_a_purge_gives_back_what_is_held_and_leaves_nothing(
     host: Connection, before: dict[str, Any]
 ) -> None:
-    """Both machines run when apt removes what they use: it is as if we had never been here."""
+    """Both machines run when apt removes what they use: it is as if we had never been here.
+
+    The card cannot be taken from a machine that has it open. Who removes the package is told so,
+    and the broker stays, to take it back when that ends.
+    """
     assert before["leases"]
     if not upheaval(host, "look")["leases"]:  # the host was booted anew
         upheaval(host, "begin")
     assert len(upheaval(host, "look")["leases"]) == 2
-    host.run(["apt-get", "purge", "--yes", "--quiet", "sessionvirt*"], timeout=600)
+    purge = ["apt-get", "purge", "--yes", "--quiet", "sessionvirt*"]
+    done = host.run(purge, timeout=600, check=False)
+    said = (done.stdout + done.stderr).decode()
+    assert done.status != 0, said
+    assert "still has IOMMU group" in said
+    assert "not removed" in said
+    assert upheaval(host, "look")["card"] == GIVEN
+    host.run(["systemctl", "stop", "testhost-left"])
+    deadline = time.monotonic() + 60
+    while upheaval(host, "look")["card"] != FREE:
+        assert time.monotonic() < deadline, "the card does not come back"
+    host.run(purge, timeout=600)
     try:
         qemus = host.run(["pgrep", "--count", "qemu-system"], check=False).text
-        assert qemus == "2", "a machine is its user's: it goes on, without a network"
-        host.run(["systemctl", "stop", "testhost-left", "testhost-right"])
+        assert qemus == "1", "a machine is its user's: it goes on, without a network"
+        host.run(["systemctl", "stop", "testhost-right"])
         rules = "/etc/polkit-1/rules.d/10-sessionvirt-test.rules"
         host.run(["rm", rules, "/home/user1/left.img", "/home/user2/right.img"])
         assert host.run(["sh", "-c", LEFTOVERS], check=False).text == ""

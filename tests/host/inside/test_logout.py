@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from host.inside import machines
 from host.inside.bootdisk import machine
+from host.inside.hostdevs import NIC, comes_back, driver, with_ids
 from host.inside.sessions import Session, processes, properties, until
 from lab import host
 from lab.button import RUNNING
@@ -43,8 +45,9 @@ def held(vm: Machine) -> None:
     """The machine runs, and has what it was given."""
     assert len(processes("qemu-system-x86_64")) == 1
     lease = leases()[vm.name]
-    (grant,) = lease["grants"]
+    grant, *devices = lease["grants"]
     assert lease["state"] == "held"
+    assert all(driver(device["address"]) == "vfio-pci" for device in devices)
     assert host.link(grant["ifname"])["master"] == "svn_default"
     assert {"concat": [grant["ifname"], grant["mac"]]} in host.elements("bridge", "macs")
 
@@ -64,18 +67,28 @@ def state(user: str) -> str:
 
 
 def test_without_lingering_what_runs_in_the_session_stays_until_logind_ends_it() -> None:
-    """``sessionvirt run &`` and exit; then the administrator ends what is left of the session."""
-    with Session.open("user1", vt=8, active=True) as session, machine(session, "stays") as vm:
-        command = vm.command("run", NETWORK, "--no-ask-password")
+    """``sessionvirt run &`` and exit; then the administrator ends what is left of the session.
+
+    A card of the host's goes the same way.
+    """
+    card = with_ids(NIC)[0]
+    with (
+        machines.permitted(),
+        Session.open("user1", vt=8, active=True) as session,
+        machine(session, "stays") as vm,
+    ):
+        command = vm.command("run", NETWORK, f"--pci={card}", "--no-ask-password")
         with session.running(command, stdout=subprocess.PIPE) as running:
             assert running.stdout is not None
             assert any(RUNNING in line for line in running.stdout)
             session.log_out()
             until(lambda: session.show("State") == "closing", "logind knows of the logout")
             held(vm)
+            assert driver(card) == "vfio-pci"
             subprocess.run(["loginctl", "kill-session", session.id], check=True)
             running.wait(60)
             until(lambda: not properties("session", session.id), "the session is gone")
+            comes_back(card, "e1000e")
             returned()
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Two users' machines that run while the host is turned upside down from outside.
 
+Both are on a network, and one has a network card of the host's.
+
 ``python3 -m host.inside.upheaval begin`` starts them, as services of the host's, so that they
 belong to nobody's login and to no test; ``look`` prints what they have, as JSON; ``end`` ends them.
 ``tests/host/test_upheavals.py`` says what happens in between.
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from host.inside import bootdisk, machines, units
+from host.inside.hostdevs import NIC, driver, node, override, with_ids
 from host.inside.sessions import until
 from lab.button import RUNNING, boot_sector
 from lab.users import User
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 #: The users, and their machines' names.
 OWNERS = {"user1": "left", "user2": "right"}
+#: The one with the card.
+WITH_CARD = "left"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Service:
         run = ["systemd-run", "--quiet", "--collect", f"--unit={self.unit}"]
         run += [f"--uid={self.user.name}", f"--setenv=HOME={self.user.home}"]
         vm = bootdisk.Machine(self.name, self.disk)
-        command = vm.command("run", "--network=default", "--no-ask-password")
+        card = [f"--pci={_card()}"] if self.name == WITH_CARD else []
+        command = vm.command("run", "--network=default", "--no-ask-password", *card)
         subprocess.run([*run, *command], check=True)
         said = f"--unit={self.unit}"
         until(lambda: RUNNING in "\n".join(units.journal_since(begun, said)), said)
@@ -59,6 +65,21 @@ class Service:
         """End it, as its user would, and forget its disk."""
         subprocess.run(["systemctl", "stop", self.unit], check=False, capture_output=True)
         self.disk.unlink(missing_ok=True)
+
+
+def _card() -> str:
+    return with_ids(NIC)[0]
+
+
+def card() -> dict[str, Any]:
+    """Who has the card, as the kernel sees it."""
+    subprocess.run(["udevadm", "settle"], check=True)
+    address = _card()
+    return {
+        "driver": driver(address),
+        "override": override(address),
+        "node": node(address).exists(),
+    }
 
 
 def services() -> list[Service]:
@@ -81,6 +102,7 @@ def look() -> dict[str, Any]:
         }
     return {
         **machines.network(),
+        "card": card(),
         "leases": leases,
         "qemus": {service.name: units.show(service.unit, "MainPID") for service in services()},
         "broker": units.main_pid(),
