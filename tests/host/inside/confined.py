@@ -143,6 +143,8 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "real time": real_time,
     "personality": lambda: call("personality", 0x0040000),
     "an executable page": executable_page,
+    "another's memory": lambda: opened(f"/proc/{os.getppid()}/mem", os.O_RDONLY),
+    "another's environment": lambda: opened(f"/proc/{os.getppid()}/environ", os.O_RDONLY),
     "trace": lambda: call("ptrace", 16, os.getppid(), None, None),
     "reboot": lambda: call("reboot", 0x89ABCDEF),
     "kernel log": lambda: call("klogctl", 3, ctypes.create_string_buffer(64), 64),
@@ -166,7 +168,6 @@ def seen() -> dict[str, Any]:
         "root": os.listdir("/root"),
         "tmp": os.listdir("/tmp"),
         "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
-        "own": [os.getpid(), os.getppid()],
     }
 
 
