@@ -2,15 +2,16 @@
 """Hears from the kernel that an interface, a default route or forwarding changed.
 
 Only the fixed header of each message is read here, on the loop; what has become of an interface is
-then asked for by index, on the worker. A queue that overflowed (ENOBUFS) means: look at everything.
+then asked for by index, on the worker. Where messages were lost, everything has to be looked at.
 """
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from dataclasses import dataclass
+
+from .listener import KernelListener
 
 # linux/rtnetlink.h
 _RTMGRP_LINK = 0x1
@@ -25,7 +26,6 @@ _RTM_NEWNETCONF = 80
 _HEADER = struct.Struct("=IHHII")
 #: struct ifinfomsg: family, pad, type, index, flags, change.
 _IFINFO = struct.Struct("=BxHiII")
-_AT_ONCE = 64
 _DST_LEN = 1  # offset of rtm_dst_len in struct rtmsg
 #: struct netconfmsg (linux/netconf.h), then its first attribute: NETCONFA_IFINDEX, which is
 #: NETCONFA_IFINDEX_ALL for the whole host; every new interface has such a message of its own.
@@ -45,50 +45,26 @@ class Changes:
     everything: bool
 
 
-class LinkWatch:
-    """The socket. Give :meth:`fileno` to the loop."""
+class LinkWatch(KernelListener):
+    """The socket."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            socket.NETLINK_ROUTE,
-        )
-        self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_ROUTE))
+        super().__init__(socket.NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_IPV4_ROUTE)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_IPV4_NETCONF)
-
-    def fileno(self) -> int:
-        """What the loop watches for reading."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Hear no more."""
-        self._socket.close()
 
     def changes(self) -> Changes:
         """Everything heard since the last call."""
         ifindexes: set[int] = set()
-        routes = everything = False
-        for _ in range(_AT_ONCE):  # the loop comes again for what is left
-            try:
-                data, sender = self._socket.recvfrom(1 << 16)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                everything = routes = True
-                continue
-            if sender[0] != 0:  # only the kernel has port 0
-                continue
-            for kind, body in _messages(data):
-                if kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _IFINFO.size:
-                    ifindexes.add(_IFINFO.unpack_from(body)[2])
-                elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
-                    routes = routes or (len(body) > _DST_LEN and body[_DST_LEN] == 0)
-                elif kind == _RTM_NEWNETCONF and body[_NETCONF.size :].startswith(_OF_ALL):
-                    routes = True
-        return Changes(frozenset(ifindexes), routes, everything)
+        packets, lost = self.heard()
+        routes = lost
+        for kind, body in (message for data in packets for message in _messages(data)):
+            if kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _IFINFO.size:
+                ifindexes.add(_IFINFO.unpack_from(body)[2])
+            elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
+                routes = routes or (len(body) > _DST_LEN and body[_DST_LEN] == 0)
+            elif kind == _RTM_NEWNETCONF and body[_NETCONF.size :].startswith(_OF_ALL):
+                routes = True
+        return Changes(frozenset(ifindexes), routes, everything=lost)
 
 
 def _messages(data: bytes) -> list[tuple[int, bytes]]:
