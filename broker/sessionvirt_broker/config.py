@@ -175,9 +175,7 @@ class _Reader:
         self._lines = text.splitlines()
 
     def configuration(self, table: dict[str, object]) -> Configuration:
-        for key in table:
-            if key not in ("limits", "network", "bridge", "pci"):
-                raise self._wrong((key,), f"{key!a} is not known here")
+        self._only(table, (), "limits", "network", "bridge", "pci")
         networks: dict[NetworkName, Network] = {}
         for name, body in self._tables(table, "network").items():
             network = self._network(name, body)
@@ -187,8 +185,7 @@ class _Reader:
         for name, body in self._tables(table, "bridge").items():
             if not is_interface_name(name) or name.startswith(BRIDGE_PREFIX):
                 raise self._wrong(("bridge", name), "is not the name of a bridge of the LAN")
-            for key in body:
-                raise self._wrong(("bridge", name, key), f"{key!a} is not known here")
+            self._only(body, ("bridge", name))
             bridges.add(BridgeName(name))
         return Configuration(
             limits=self._limits(self._tables(table, "limits", leaf=True)["limits"]),
@@ -223,9 +220,7 @@ class _Reader:
         return limits
 
     def _pci(self, body: dict[str, object]) -> PciPolicy:
-        for key in body:
-            if key not in ("allow", "deny", "weak_isolation"):
-                raise self._wrong(("pci", key), f"{key!a} is not known here")
+        self._only(body, ("pci",), "allow", "deny", "weak_isolation")
         weak = body.get("weak_isolation", False)
         if not isinstance(weak, bool):
             raise self._wrong(("pci", "weak_isolation"), "must be true or false")
@@ -244,9 +239,7 @@ class _Reader:
         at = ("network", name)
         if not is_network_name(name):
             raise self._wrong(at, "a name has 1 to 11 of a-z, 0-9 and _, a letter first")
-        for key in body:
-            if key not in ("mode", "ipv4", "ipv6", "mtu"):
-                raise self._wrong((*at, key), f"{key!a} is not known here")
+        self._only(body, at, "mode", "ipv4", "ipv6", "mtu")
         if body.get("mode", "nat") != "nat":
             raise self._wrong((*at, "mode"), 'must be "nat"')
         mtu = body.get("mtu", 1500)
@@ -295,6 +288,11 @@ class _Reader:
                 raise self._wrong(
                     ("network", network.name, "ipv6"), f"overlaps that of {other.name}"
                 )
+
+    def _only(self, body: dict[str, object], at: tuple[str, ...], *known: str) -> None:
+        for key in body:
+            if key not in known:
+                raise self._wrong((*at, key), f"{key!a} is not known here")
 
     def _wrong(self, key: tuple[str, ...], reason: str) -> ConfigurationError:
         return ConfigurationError(f"{self._path}:{self._line(key)}: {'.'.join(key)!a}: {reason}")
