@@ -34,7 +34,8 @@ class Tally:
     def __init__(self) -> None:
         self._held: dict[int, Share] = {}
         self._parts: dict[tuple[str, str], _Part] = {}
-        self._by_watched: dict[Watched, str] = {}
+        #: A lease is there once for each of its parts: two may have one group of devices.
+        self._by_watched: dict[Watched, list[str]] = {}
 
     def held(self, uid: int) -> Share:
         """What a user has."""
@@ -46,7 +47,7 @@ class Tally:
 
     def owners(self, changed: Iterable[Watched]) -> set[str]:
         """The leases that some of these belong to."""
-        return {self._by_watched[one] for one in changed if one in self._by_watched}
+        return {lease for one in changed for lease in self._by_watched.get(one, ())}
 
     def lease_begun(self, uid: int) -> None:
         """A user has one more lease."""
@@ -61,7 +62,8 @@ class Tally:
     ) -> None:
         """A part of a lease was carried out whole."""
         self._parts[lease, part] = _Part(uid, watched, share)
-        self._by_watched.update(dict.fromkeys(watched, lease))
+        for one in watched:
+            self._by_watched.setdefault(one, []).append(lease)
         self._held[uid] = self.held(uid).plus(share)
 
     def ended(self, lease: str, part: str) -> bool:
@@ -73,9 +75,10 @@ class Tally:
         if counted is None:
             return False
         for one in counted.watched:
-            # Two parts of a lease may have one group of devices.
-            if not any(one in part.watched for part in self._parts.values()):
-                self._by_watched.pop(one, None)
+            leases = self._by_watched[one]
+            leases.remove(lease)
+            if not leases:
+                del self._by_watched[one]
         self._lessen(counted.uid, counted.share)
         return True
 
