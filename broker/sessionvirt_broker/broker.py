@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 #: How often Reclaim looks, at the shorter distance: what QEMU unpins takes a moment.
 _RECLAIM_LOOKS = 60
 
+_STILL_OPEN = "a process still has something of it open; it is given back when that is closed"
+
 _VERDICTS = {
     Answer.YES: "yes",
     Answer.WOULD_ASK: "ask",
@@ -187,9 +189,7 @@ class Broker:
         await self._worker.run(self._leases.release, lease, call.caller.uid)
         self.custody.ended(lease, call.caller.uid, "asked for", sender=call.caller.sender)
         if self._leases.listing.is_releasing(lease):
-            raise Busy(
-                "a process still has something of it open; it is given back when that is closed"
-            )
+            raise Busy(_STILL_OPEN)
 
     async def reclaim(self, call: Call, lease: str, options: Fields) -> None:
         """Lease.Reclaim."""
@@ -226,7 +226,7 @@ class Broker:
                 return
             await asyncio.sleep(FIRST_RETRY_SECONDS)
             await self._worker.run(self._leases.retry)
-        raise Busy("a process still has something of it open; it is given back when that is closed")
+        raise Busy(_STILL_OPEN)
 
     async def lock_memory(self, call: Call, lease: str, size_bytes: int, options: Fields) -> None:
         """Lease.LockMemory."""

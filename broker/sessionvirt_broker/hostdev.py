@@ -176,8 +176,9 @@ class PciKind:
         pci = cast("PciRequest", request)
         found = self._candidate(pci, configuration.pci, host)
         device, others = found.function, found.others
-        name = self._names.name(device)
-        named = ", ".join(f"{self._names.name(one)} ({one.address})" for one in others[:_NAMED])
+        names = self._names.names((device, *others[:_NAMED]))
+        name = names[device.address]
+        named = ", ".join(f"{names[one.address]} ({one.address})" for one in others[:_NAMED])
         if len(others) > _NAMED:
             named += f" and {len(others) - _NAMED} more"
         passed = self._passes(pci, host)

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Self
 
 from . import sysfs
 from .hostdisks import TEXT_LIMIT, Use, disk_uses
+from .vfio import is_vfio
 from .wire import legible
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class HostUse:
         """
         if function.class_code >> 16 != _NETWORK_CLASS or not function.driver:
             return False
-        if "vfio" in function.driver or function.driver == "pci-stub":
+        if is_vfio(function.driver) or function.driver == "pci-stub":
             return False
         return str(function.path) not in self._with_interface
 

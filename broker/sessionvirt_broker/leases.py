@@ -347,7 +347,7 @@ class Leases:
         :return: its pid.
         """
         lease = self._own(lease_id, uid)
-        if not self.listing.has_pci(lease):
+        if not any(kind_word(name) == "pci" for name, _ in self._whole(lease)):
             raise NotSupported("nothing that the lease has locks memory")
         if size_bytes > most:
             raise LimitsExceeded(f"lock_memory_gib: {most / (1 << 30):.1f}")

@@ -72,15 +72,6 @@ class Listing:
                 found.update(dict.fromkeys(members, lease.owner.vm if mine else "-"))
         return found
 
-    def has_pci(self, lease: Lease) -> bool:
-        """Whether it is held, with a PCI device."""
-        return any(
-            facts["kind"] == "pci"
-            for one, grants in self._held()
-            if one is lease
-            for facts in grants
-        )
-
     def ended(self, lease: Lease, grants: Sequence[Mapping[str, object]], used: set[str]) -> None:
         """A lease was given back, or what would go of it.
 

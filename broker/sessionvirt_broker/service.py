@@ -110,8 +110,9 @@ class Service:
     def on_message(self, message: Message) -> bool:
         """For every message. False leaves it to the library: answers to our own calls only."""
         fds = take_fds(message)
+        # A signal may have the names of a method; nobody would ever close what comes with it.
         is_call = message.message_type is MessageType.METHOD_CALL
-        kept = fds if is_call and _takes_fds(message) and len(fds) == 1 else []
+        kept = fds if is_call and len(fds) == _fds_of(message) else []
         for descriptor in fds if not kept else ():
             os.close(descriptor)
         if message.message_type is MessageType.SIGNAL:
@@ -265,14 +266,10 @@ def find(message: Message) -> tuple[Member, LeaseId]:
     return found, LeaseId(lease[1] if lease else "")
 
 
-def _takes_fds(message: Message) -> bool:
-    """Before anything of it is trusted: whether it could be a call that fds belong in.
-
-    A signal may have the names of a method; nobody would ever close what comes with it.
-    """
-    if message.message_type is not MessageType.METHOD_CALL:
-        return False
-    return (message.interface or "", message.member or "") == (LEASE_INTERFACE, "LockMemory")
+def _fds_of(message: Message) -> int:
+    """Before anything of a call is trusted: how many fds could belong in it."""
+    member = MEMBERS.get((message.interface or "", message.member or ""))
+    return 0 if member is None else member.fds
 
 
 def _requests(raw: Any) -> list[RawRequest]:
