@@ -16,7 +16,7 @@ that it has had. Firmware that a guest wrote stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, cast
 
 from .errors import (
     Busy,
@@ -32,15 +32,14 @@ from .hostuse import HostUse
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
 from .pci import PciAddress, PciBus, is_address, isolation_faults
-from .steps import Step
-from .vfio import (
-    DRIVER,
+from .vfio import DRIVER, is_vfio
+from .vfiosteps import (
+    AssignDevice,
     GiveGroup,
     KeepGroup,
     OpenDevice,
     OverrideDriver,
     RebindDevice,
-    is_vfio,
 )
 from .wire import shown, worded
 
@@ -53,9 +52,10 @@ if TYPE_CHECKING:
     from .kind import Adopted, Watched
     from .pci import Function
     from .pcinames import PciNames
+    from .steps import Step
     from .wire import Fields
 
-__all__ = ["SHARED_PREFIX", "AssignDevice", "PciKind"]
+__all__ = ["SHARED_PREFIX", "PciKind"]
 
 SHARED_PREFIX = "vfio-"
 #: As /proc/devices has them: VFIO's groups, and its devices (CONFIG_VFIO_DEVICE_CDEV).
@@ -77,33 +77,6 @@ class PciRequest(Request):
     also: frozenset[str]
     managed: bool
     fds: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AssignDevice(Step):
-    """Which device it is that was asked for; what is done about it is its group's part."""
-
-    NAME: ClassVar[str] = "pci-assign"
-
-    address: str
-    name: str
-    group: str
-    members: tuple[str, ...]
-    identities: tuple[str, ...]
-    driver: str
-    former: str
-
-    def describe(self) -> str:
-        return f"hand {self.address} ({self.name}) to the machine"
-
-    def describe_undo(self) -> str:
-        return "nothing: it ends with its group's part"
-
-    def execute(self, host: Host) -> Self:
-        return self
-
-    def undo(self, host: Host) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 from .devices import Devices
 from .dnsmasq import HostEntry, NetworkFiles, RunDnsmasq
 from .forwarding import Forward
-from .hostdev import AssignDevice, PciKind
+from .hostdev import PciKind
 from .network import Bridge, BridgeForward, FirewallTables, NetworkFilter
 from .pcinames import PciNames
 from .tap import AttachTap, CreateTap, FilterTap, TapKind
-from .vfio import GiveGroup, KeepGroup, OpenDevice, OverrideDriver, RebindDevice
+from .vfiosteps import (
+    AssignDevice,
+    GiveGroup,
+    KeepGroup,
+    OpenDevice,
+    OverrideDriver,
+    RebindDevice,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -36,13 +36,13 @@ from sessionvirt_broker.kinds import STEPS
 from sessionvirt_broker.limits import Share
 from sessionvirt_broker.pcinames import PciNames
 from sessionvirt_broker.steps import decode
-from sessionvirt_broker.vfio import (
+from sessionvirt_broker.vfio import Vfio
+from sessionvirt_broker.vfiosteps import (
     GiveGroup,
     KeepGroup,
     OpenDevice,
     OverrideDriver,
     RebindDevice,
-    Vfio,
 )
 from sessionvirt_broker.wire import Fields, VmName
 
