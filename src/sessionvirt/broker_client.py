@@ -159,10 +159,7 @@ class BrokerClient:
         try:
             path, hold_index, rows = reply.body
             hold = fds.take(hold_index, "hold")
-            grants = tuple(data.read_grant(row, fds) for row in read_rows(rows, "grants"))
-            _check_grants(requests, grants)
-            fds.finish()
-            return data.Lease(path, hold, grants)
+            return data.Lease(path, hold, _read_grants(requests, rows, fds))
         finally:
             fds.close()
 
@@ -189,10 +186,7 @@ class BrokerClient:
         fds = Descriptors(owned)
         try:
             (rows,) = reply.body
-            grants = tuple(data.read_grant(row, fds) for row in read_rows(rows, "grants"))
-            _check_grants(requests, grants)
-            fds.finish()
-            return grants
+            return _read_grants(requests, rows, fds)
         finally:
             fds.close()
 
@@ -416,11 +410,14 @@ def _encode_requests(requests: Sequence[data.Request]) -> list[object]:
     ]
 
 
-def _check_grants(requests: Sequence[data.Request], grants: Sequence[data.Grant]) -> None:
-    """Check that each request got what it asked for.
+def _read_grants(
+    requests: Sequence[data.Request], rows: object, fds: Descriptors
+) -> tuple[data.Grant, ...]:
+    """Read what was given, and check that each request got what it asked for.
 
-    :raise BrokerUnavailableError: it did not.
+    :raise BrokerUnavailableError: it did not, or more descriptors came than belong to it.
     """
+    grants = tuple(data.read_grant(row, fds) for row in read_rows(rows, "grants"))
     if len(grants) != len(requests):
         raise malformed(f"{len(grants)} grants for {len(requests)} requests")
     for request, grant in zip(requests, grants, strict=True):
@@ -430,3 +427,5 @@ def _check_grants(requests: Sequence[data.Request], grants: Sequence[data.Grant]
             continue
         if len(grant.fds) != request.queues:
             raise malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")
+    fds.finish()
+    return grants

@@ -232,6 +232,11 @@ class LeaseInfo:
     drops: Mapping[str, int]
     process: int
 
+    @property
+    def name(self) -> str:
+        """What people call it: the last part of its path."""
+        return self.lease.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Diagnosis:

@@ -59,7 +59,7 @@ def _rows(lease: LeaseInfo) -> list[tuple[str, ...]]:
     since = time.strftime("%F %T", time.localtime(lease.since))
     drops = ", ".join(f"{reason} {count}" for reason, count in lease.drops.items() if count)
     shared = (
-        *(lease.lease.rpartition("/")[2][:_SHORT], lease.vm, str(lease.uid)),
+        *(lease.name[:_SHORT], lease.vm, str(lease.uid)),
         *(str(lease.process or ""), lease.state, since, lease.allowed),
     )
     rows: list[tuple[str, ...]] = []

@@ -48,9 +48,9 @@ def _find(word: str, leases: tuple[LeaseInfo, ...]) -> tuple[str, bool]:
     :raise NotFoundError: there is none.
     :raise UsageError: there are several.
     """
-    found = {one.lease: one for one in leases if one.vm == word or _name(one).startswith(word)}
+    found = {one.lease: one for one in leases if one.vm == word or one.name.startswith(word)}
     if len(found) > 1:
-        rows = "\n".join(f"{_name(one)}  {one.vm} (uid {one.uid})" for one in found.values())
+        rows = "\n".join(f"{one.name}  {one.vm} (uid {one.uid})" for one in found.values())
         raise UsageError(f"'{word}' is not the only one", evidence=rows, advice="write more of it")
     if found:
         return next(iter(found)), True
@@ -60,7 +60,3 @@ def _find(word: str, leases: tuple[LeaseInfo, ...]) -> tuple[str, bool]:
         f"you have no lease or machine '{word}'",
         advice="'sessionvirt leases' lists yours, 'sudo sessionvirt leases' everybody's",
     )
-
-
-def _name(lease: LeaseInfo) -> str:
-    return lease.lease.rpartition("/")[2]

@@ -80,11 +80,9 @@ async def let_lock_memory(child: Child, lease: str, amount: int, bus_address: st
     :raise LaunchError: the child has ended.
     :raise SessionvirtError: whatever the broker says. The child is left to the caller.
     """
-    from sessionvirt.broker_client import BrokerClient
-
     with child.duplicate_pidfd() as process:
         try:
-            async with await BrokerClient.connect(bus_address) as client:
+            async with await connect_broker(bus_address) as client:
                 await client.lock_memory(lease, process.fileno(), amount)
         except SessionvirtError as error:
             if child.returncode is None:

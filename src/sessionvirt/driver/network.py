@@ -28,6 +28,8 @@ from sessionvirt.model.needs import NeedKind, needs
 from sessionvirt.qemu.process import Child, describe_exit
 from sessionvirt.qemu.wiring import HostdevWiring, PasstWiring, TapWiring, UserWiring
 
+from .lease import connect_broker
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AsyncExitStack, ExitStack
@@ -122,9 +124,7 @@ async def connect(
     """
     lease: Lease | None = None
     if requests:
-        from sessionvirt.broker_client import BrokerClient
-
-        async with await BrokerClient.connect(bus_address) as client:
+        async with await connect_broker(bus_address) as client:
             lease = await client.acquire(requests, domain.name, interactive=interactive)
         handed_over.callback(lease.close)
     taps = iter(lease.taps if lease is not None else ())
