@@ -17,7 +17,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,7 +284,6 @@ def _judge_broker(stage: Stage) -> None:
 
 def perform() -> int:
     """The whole demo, inside the lab; its exit status."""
-    started = time.monotonic()
     report = Report()
     print(report.paint("sessionvirt demo", 1), flush=True)
     report.note("All of it happens in namespaces of its own: this machine is not changed.")
@@ -300,8 +298,7 @@ def perform() -> int:
     if report.failed:
         report.step("What the broker said")
         report.quote(log_of("sessionvirt-broker").read_text()[-4000:])
-    print(f"\n{report.held} of {report.held + report.failed} hold", end="")
-    print(f" after {time.monotonic() - started:.0f} s")
+    report.total()
     return 1 if report.failed else 0
 
 

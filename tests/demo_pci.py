@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from host import emulator, install, kernel, machine
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 def perform() -> int:
     """The whole demo; its exit status."""
-    started = time.monotonic()
     report = Report()
     print(report.paint("sessionvirt demo: a PCI device", 1), flush=True)
     parts = (
@@ -44,17 +42,13 @@ def perform() -> int:
         install.furnish(host, report.note)
         for step in ("look", "plan", "guest", "afterwards"):
             tell(report, inside(host, step))
-    print(f"\n{report.held} of {report.held + report.failed} hold", end="")
-    print(f" after {time.monotonic() - started:.0f} s")
+    report.total()
     return 1 if report.failed or not report.held else 0
 
 
 def inside(host: Connection, step: str) -> dict[str, Any]:
     """One step of ``host.inside.hostdev_demo``."""
-    program = "import runpy, sys; sys.argv[1:] = [sys.argv[1]]; "
-    program += "runpy.run_module('host.inside.hostdev_demo', run_name='__main__')"
-    paths = f"import sys; sys.path[:0] = ['{install.TESTS}/tests']; "
-    done = host.run(["python3", "-B", "-c", paths + program, step], timeout=400)
+    done = host.run(install.module("host.inside.hostdev_demo", step), timeout=400)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

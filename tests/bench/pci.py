@@ -28,10 +28,7 @@ def measured() -> dict[str, list[float]]:
     parts = (kernel.chosen(built(say), "debian", say), emulator.emulator(say))
     with machine.boot(parts, "bench", say, kvm=probe().usable) as one, one.connect() as host:
         install.furnish(host, say)
-        program = "import runpy, sys; sys.argv[1:] = [sys.argv[1]]; "
-        program += "runpy.run_module('host.inside.hostdev_bench', run_name='__main__')"
-        paths = f"import sys; sys.path[:0] = ['{install.TESTS}/tests']; "
-        argv = ["python3", "-B", "-c", paths + program, str(ROUNDS)]
+        argv = install.module("host.inside.hostdev_bench", str(ROUNDS))
         times: dict[str, list[float]] = json.loads(host.run(argv, timeout=600).stdout)
     return times
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from host.connection import Connection
 
-__all__ = ["GUEST", "PACKAGES", "TESTS", "furnish", "put_tests"]
+__all__ = ["GUEST", "PACKAGES", "TESTS", "furnish", "module", "put_tests"]
 
 #: Where things are in the host. The tests have the names that they have in the checkout.
 PACKAGES = "/srv/packages"
@@ -54,3 +54,10 @@ def put_tests(host: Connection) -> None:
     """The tests as they are in the checkout now."""
     host.run(["rm", "-rf", TESTS])
     host.put({f"{TESTS}/{part}": ROOT / part for part in PARTS})
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """The argv that runs a module of the tests in the host; no path of theirs is its children's."""
+    program = f"import runpy, sys; sys.path[:0] = ['{TESTS}/tests']; "
+    program += f"runpy.run_module('{name}', run_name='__main__')"
+    return ["python3", "-B", "-c", program, *arguments]

@@ -34,10 +34,6 @@ pytestmark = [
 #: One that runs already; ``./dev host --name NAME --kernel iommufd start`` starts it.
 VARIABLE = "SESSIONVIRT_TESTHOST_IOMMUFD"
 NAME = "iommufd-test"
-PROGRAM = (
-    f"import runpy, sys; sys.path[:0] = ['{install.TESTS}/tests']; sys.argv[1:] = [sys.argv[1]]; "
-    "runpy.run_module('host.inside.iommufd_job', run_name='__main__')"
-)
 
 
 @pytest.fixture(scope="module")
@@ -64,4 +60,4 @@ def host() -> Iterator[Connection]:
 @pytest.mark.parametrize("job", iommufd_job.JOBS, ids=lambda job: job.__name__)
 def test_with_iommufd(job: Callable[[], None], host: Connection) -> None:
     """What the job's name says."""
-    host.run(["python3", "-B", "-c", PROGRAM, job.__name__], timeout=240)
+    host.run(install.module("host.inside.iommufd_job", job.__name__), timeout=240)

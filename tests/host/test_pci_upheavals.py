@@ -31,9 +31,7 @@ class Holder:
     """``host.inside.hostdev_job`` in the host."""
 
     def __init__(self, host: Connection, address: str) -> None:
-        paths = f"import sys; sys.path[:0] = ['{install.TESTS}/tests']; "
-        program = "import runpy; runpy.run_module('host.inside.hostdev_job', run_name='__main__')"
-        self._job: Job = host.start(["python3", "-B", "-c", paths + program, USER, address])
+        self._job: Job = host.start(install.module("host.inside.hostdev_job", USER, address))
         self._output = self._job.output(600)
         self._left = b""
 

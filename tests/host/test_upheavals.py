@@ -43,10 +43,7 @@ LEFTOVERS = (
 
 def upheaval(host: Connection, verb: str) -> Any:
     """A verb of ``host.inside.upheaval``, in the host."""
-    program = "import runpy, sys; sys.argv[1:] = [sys.argv[1]]; "
-    program += "runpy.run_module('host.inside.upheaval', run_name='__main__')"
-    paths = f"import sys; sys.path[:0] = ['{install.TESTS}/tests']; "
-    done = host.run(["python3", "-B", "-c", paths + program, verb], timeout=240)
+    done = host.run(install.module("host.inside.upheaval", verb), timeout=240)
     return json.loads(done.stdout)
 
 

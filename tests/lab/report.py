@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 
 __all__ = ["Report"]
@@ -20,6 +21,7 @@ class Report:
     held: int = 0
     failed: int = 0
     steps: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def paint(self, text: str, code: int) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
@@ -46,3 +48,8 @@ class Report:
             self.failed += 1
             print(f"   {self.paint('FAILED', 31)}  {sentence}", flush=True)
             self.quote(evidence)
+
+    def total(self) -> None:
+        """The last line."""
+        seconds = time.monotonic() - self.started
+        print(f"\n{self.held} of {self.held + self.failed} hold after {seconds:.0f} s")

@@ -21,7 +21,8 @@ from _pytest._io import TerminalWriter
 IN_HOST = Path("/usr/local/lib/testhost").is_dir()
 
 if TYPE_CHECKING or IN_HOST:
-    from host.inside import evidence, state
+    from host.inside import evidence, machines, state
+    from host.inside.hostdevs import NIC, with_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,3 +106,16 @@ def nothing_is_left() -> Iterator[None]:
     _state = state.snapshot()
     if changes := state.differences(before, _state):
         pytest.fail("the host is not as it was:\n  " + "\n  ".join(changes), pytrace=False)
+
+
+@pytest.fixture
+def permission() -> Iterator[None]:
+    """polkit lets everybody have everything."""
+    with machines.permitted():
+        yield
+
+
+@pytest.fixture
+def cards() -> list[str]:
+    """Two network cards in groups of their own, on one wire."""
+    return with_ids(NIC)

@@ -32,13 +32,6 @@ pytestmark = pytest.mark.host
 IDLE_SECONDS = 30.0
 
 
-@pytest.fixture
-def permission() -> Iterator[None]:
-    """polkit lets everybody have everything."""
-    with machines.permitted():
-        yield
-
-
 @pytest.mark.usefixtures("permission")
 def test_a_call_starts_it_and_thirty_seconds_after_the_last_lease_it_ends() -> None:
     """The installed unit: Type=notify; inactive, active, deactivating, inactive; and again."""

@@ -24,7 +24,6 @@ from host.inside import machines, units
 from host.inside.hostdevs import (
     DEVICES,
     LEGACY,
-    NIC,
     NVME,
     SRIOV,
     Lease,
@@ -62,19 +61,6 @@ polkit.addRule(function (action, subject) {
 });
 """
 MIB = 1 << 20
-
-
-@pytest.fixture
-def permission() -> Iterator[None]:
-    """polkit lets everybody have everything."""
-    with machines.permitted():
-        yield
-
-
-@pytest.fixture
-def cards() -> list[str]:
-    """Two network cards in groups of their own, on one wire."""
-    return with_ids(NIC)
 
 
 def mode_of(path: Path) -> str:

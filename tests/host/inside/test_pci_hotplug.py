@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from host.inside import hotplug_job, machines
+from host.inside import hotplug_job
 from host.inside.hostdevs import (
     DEVICES,
-    NIC,
     comes_back,
     driver,
     frame_passes,
     listed,
     node,
-    with_ids,
 )
 from host.inside.machines import Holder
 from host.inside.sessions import until
@@ -36,7 +34,6 @@ from lab.ejecting import RUNNING, boot_sector
 from lab.users import User
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("permission")]
@@ -60,19 +57,6 @@ XML = """\
   </devices>
 </domain>
 """
-
-
-@pytest.fixture
-def permission() -> Iterator[None]:
-    """polkit lets everybody have everything."""
-    with machines.permitted():
-        yield
-
-
-@pytest.fixture
-def cards() -> list[str]:
-    """Two network cards in groups of their own, on one wire."""
-    return with_ids(NIC)
 
 
 class Program:

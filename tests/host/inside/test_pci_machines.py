@@ -18,12 +18,10 @@ import pytest
 
 from host.inside import machines, units
 from host.inside.hostdevs import (
-    NIC,
     comes_back,
     driver,
     frame_passes,
     holding,
-    with_ids,
 )
 from host.inside.lookout import look_around
 from lab.button import RUNNING, boot_sector
@@ -36,19 +34,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("permission")]
 
 USER = "user1"
-
-
-@pytest.fixture
-def permission() -> Iterator[None]:
-    """polkit lets everybody have everything."""
-    with machines.permitted():
-        yield
-
-
-@pytest.fixture
-def cards() -> list[str]:
-    """Two network cards in groups of their own, on one wire."""
-    return with_ids(NIC)
 
 
 @contextlib.contextmanager

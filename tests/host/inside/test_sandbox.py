@@ -95,13 +95,6 @@ def lan() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def permission() -> Iterator[None]:
-    """polkit lets everybody have everything."""
-    with machines.permitted():
-        yield
-
-
 def plain(facts: dict[str, Variant]) -> dict[str, Any]:
     """An a{sv} without the D-Bus types."""
     return {key: value.value for key, value in facts.items()}

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,17 +19,7 @@ from host.inside import machines, units
 from lab import host
 from lab.links import link_goes, wait_for_link
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture
-def permission() -> Iterator[None]:
-    """polkit lets everybody have everything."""
-    with machines.permitted():
-        yield
 
 
 def leases(name: str) -> set[str]:
