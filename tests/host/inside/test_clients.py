@@ -118,7 +118,8 @@ def held_for_a_moment() -> Iterator[None]:
     wait_until_empty(RUNTIME / "records", SECONDS)
     events = [line for line in journal_since(begun) if line.startswith("event=")]
     assert [line.split()[0] for line in events] == ["event=grant", "event=release"]
-    assert 'why="the holder is gone"' in events[1]
+    # The kernel closes a process's descriptors one by one: the broker may hear of either first.
+    assert any(f'why="the {one} is gone"' in events[1] for one in ("holder", "TAP"))
 
 
 def busctl_asks_questions(user1: User) -> None:
