@@ -22,6 +22,8 @@ __all__ = ["VFIO", "hostdev_arguments", "hostdev_plug"]
 
 #: QEMU's driver for all of them.
 VFIO: Final = "vfio-pci"
+#: What "host" takes.
+_MAX_DOMAIN: Final = 0xFFFF
 #: The object's id.
 _IOMMUFD: Final = "iommufd0"
 
@@ -37,7 +39,8 @@ def hostdev_arguments(board: Board) -> list[str]:
         properties = _properties(hostdev)
         if wiring is not None:
             fd = str(wiring.devices[index])
-            properties = {"iommufd": _IOMMUFD, "fd": fd} | properties | {"host": None}
+            passed = {"iommufd": _IOMMUFD, "fd": fd}
+            properties = passed | properties | dict.fromkeys(("host", "sysfsdev"))
         place = board.pci.place(hostdev)
         name = hostdev_id(index)
         arguments += board.device(VFIO, name, hostdev.where, properties | place)
@@ -58,8 +61,12 @@ def hostdev_plug(hostdev: Hostdev, name: str, place: Place) -> dict[str, object]
 
 
 def _properties(hostdev: Hostdev) -> dict[str, object]:
+    host = hostdev.host
+    # QEMU's property for an address has four digits for the domain, and this one the kernel's name.
+    wide = host.domain > _MAX_DOMAIN
     return {
-        "host": str(hostdev.host),
+        "host": None if wide else str(host),
+        "sysfsdev": f"/sys/bus/pci/devices/{host}" if wide else None,
         # A number in QEMU, not a boolean.
         "rombar": None if hostdev.rom_bar is None else int(hostdev.rom_bar),
         "romfile": hostdev.rom_file,
