@@ -53,7 +53,7 @@ def test_the_file_has_what_it_should() -> None:
         "plan": 5,
         "requests": 4,
         "networks": 8,
-        "devices": 13,
+        "devices": 14,
         "leases": 9,
         "facts": 13,
     }
@@ -168,7 +168,12 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
         ),
         "pci": (
             PciRequest(
-                "0000:03:00.0", with_group=True, also=("0000:03:00.1",), managed=False, fds=True
+                "0000:03:00.0",
+                with_group=True,
+                also=("0000:03:00.1",),
+                managed=False,
+                fds=True,
+                driver="vfio-pci",
             ),
         ),
     }

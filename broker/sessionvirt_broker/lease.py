@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .journal import Record
@@ -95,6 +95,13 @@ class Lease:
     def grants(self) -> Iterator[tuple[str, list[Step]]]:
         """Id and steps of each."""
         return iter(self.record.parts.items())
+
+    @property
+    def recipient(self) -> Owner:
+        """The owner, with what the lease has already of what is shared."""
+        return replace(
+            self.owner, has=frozenset(one for ids in self.shared.values() for one in ids)
+        )
 
     @property
     def next_number(self) -> int:

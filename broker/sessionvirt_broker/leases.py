@@ -107,14 +107,16 @@ class Leases:
             parsed.append((kind, kind.parse(fields, first + number, configuration)))
         return parsed
 
-    def is_ready(self, raw: Sequence[RawRequest]) -> bool:
+    def is_ready(self, raw: Sequence[RawRequest], configuration: Configuration) -> bool:
         """Whether the host has what it needs for these; else :meth:`prepare`."""
-        return all(self._kinds[word].is_ready(self._host) for word, _ in raw)
+        parsed = self.parse(raw, configuration)
+        return all(kind.is_ready(request, self._host) for kind, request in parsed)
 
-    def prepare(self, raw: Sequence[RawRequest]) -> None:
+    def prepare(self, raw: Sequence[RawRequest], configuration: Configuration) -> None:
         """Have what the host needs for these."""
-        for word in {word for word, _ in raw}:
-            self._kinds[word].prepare(self._host)
+        for kind, request in self.parse(raw, configuration):
+            if not kind.is_ready(request, self._host):
+                kind.prepare(request, self._host)
 
     def survey(
         self,
@@ -124,9 +126,13 @@ class Leases:
         lease: str | None = None,
     ) -> list[Offer]:
         """What would be given for ``raw``, and whether there is room for it."""
+        first = 0
+        if lease is not None:
+            held = self._own(lease, owner.uid)
+            first, owner = held.next_number, held.recipient
         offers = [
             kind.survey(request, owner, configuration, self._host)
-            for kind, request in self._parse_for(raw, owner, configuration, lease)
+            for kind, request in self.parse(raw, configuration, first)
         ]
         wanted = Share(leases=0 if lease else 1)
         for offer in offers:
@@ -216,18 +222,6 @@ class Leases:
         if self.survey(raw, owner, configuration, lease) != list(shown):
             raise StateChanged("the host changed since it was asked about; ask again")
 
-    def _parse_for(
-        self,
-        raw: Sequence[RawRequest],
-        owner: Owner,
-        configuration: Configuration,
-        lease: str | None,
-    ) -> list[tuple[ResourceKind, Request]]:
-        first = 0
-        if lease is not None:
-            first = self._own(lease, owner.uid).next_number
-        return self.parse(raw, configuration, first)
-
     def _grow(
         self, lease: Lease, raw: Sequence[RawRequest], configuration: Configuration
     ) -> tuple[Granted, ...]:
@@ -237,7 +231,7 @@ class Leases:
         try:
             for kind, request in self.parse(raw, configuration, first):
                 name = f"{kind.name}{request.position}"
-                plan = kind.plan(request, lease.owner, configuration, self._host)
+                plan = kind.plan(request, lease.recipient, configuration, self._host)
                 new.append(name)
                 self._carry_out(lease, name, kind, plan)
             lease.record.header["next"] = first + len(new)

@@ -180,10 +180,10 @@ class TapKind:
         fields.finish()
         return request
 
-    def is_ready(self, host: Host) -> bool:
+    def is_ready(self, request: Request, host: Host) -> bool:
         return True  # the unit has tun, bridge and nf_tables loaded
 
-    def prepare(self, host: Host) -> None:
+    def prepare(self, request: Request, host: Host) -> None:
         pass
 
     def survey(

@@ -26,6 +26,7 @@ from . import acl
 from .errors import Busy, HostFailure, StateChanged
 from .patience import StuckError
 from .steps import Step
+from .vfio import DRIVER
 
 if TYPE_CHECKING:
     from .host import Host
@@ -108,7 +109,10 @@ class RebindDevice(Step):
             ) from error
         vfio.probe(self.address)
         if vfio.driver(self.address) != self.driver:
-            raise HostFailure(f"{self.driver} does not take {self.address}; see the kernel's log")
+            other = f", or ask for {DRIVER}" if self.driver != DRIVER else ""
+            raise HostFailure(
+                f"{self.driver} does not take {self.address}; see the kernel's log{other}"
+            )
         return self
 
     def undo(self, host: Host) -> None:

@@ -187,6 +187,7 @@ class DeviceInfo:
     :param ids: vendor and model as "8086:10d3"; ``subsystem`` likewise, or empty.
     :param class_code: six hexadecimal digits.
     :param driver: may be empty.
+    :param variant: the module with a VFIO driver that is made for it; empty: none.
     :param group: the number of its IOMMU group; empty: no IOMMU has it.
     :param endpoint: False: a bridge.
     :param resets: the kernel's ways to reset it; none: what a guest left may stay in it.
@@ -202,6 +203,7 @@ class DeviceInfo:
     subsystem: str
     class_code: str
     driver: str
+    variant: str
     group: str
     endpoint: bool
     resets: tuple[str, ...]
@@ -351,6 +353,7 @@ def read_device(fields: Fields) -> DeviceInfo:
         subsystem=fields.text("subsystem"),
         class_code=fields.text("class"),
         driver=fields.text("driver"),
+        variant=fields.text("variant"),
         group=fields.text("group"),
         endpoint=fields.flag("endpoint"),
         resets=fields.texts("resets"),

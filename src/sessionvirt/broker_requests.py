@@ -64,6 +64,8 @@ class PciRequest:
     :param also: those that may, by address; at most 32.
     :param managed: it is taken from its driver, and given back to it.
     :param fds: as descriptors, where the host's kernel can.
+    :param driver: the VFIO driver by name: "vfio-pci", or the kernel's for this model; None: the
+        latter if there is one.
     :raise UsageError: more than 32.
     """
 
@@ -74,6 +76,7 @@ class PciRequest:
     also: tuple[str, ...] = ()
     managed: bool = True
     fds: bool = False
+    driver: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.also) > _MAX_ALSO:
@@ -90,6 +93,8 @@ class PciRequest:
             sent["managed"] = ("b", False)
         if self.fds:
             sent["fds"] = ("b", True)
+        if self.driver is not None:
+            sent["driver"] = ("s", self.driver)
         return sent
 
 

@@ -148,8 +148,8 @@ def test_devices(broker: Callable[[str], str]) -> None:
     report = json.loads(run(address, "devices", "--json").stdout)
     assert [group["verdict"] for group in report["groups"]] == ["free", "group", "refused", "held"]
     assert set(report["groups"][0]["devices"][0]) == {
-        "address", "name", "ids", "subsystem", "class", "driver", "group", "endpoint", "resets",
-        "rom", "uses", "holder", "verdict",
+        "address", "name", "ids", "subsystem", "class", "driver", "variant", "group",
+        "endpoint", "resets", "rom", "uses", "holder", "verdict",
     }  # fmt: skip
     names = run(address, "devices", "--names").stdout.split()
     assert names == ["0000:01:00.0", "0000:02:00.0", "0000:02:00.1"]

@@ -63,6 +63,7 @@ def device(
         "subsystem": "",
         "class": "060400" if bridge else "020000",
         "driver": "pcieport" if bridge else "e1000e",
+        "variant": "",
         "group": group,
         "holder": holder,
         "verdict": verdict,

@@ -7,6 +7,7 @@ QEMU and the broker stand at their borders only, as what was said to them and wh
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -219,8 +220,10 @@ def test_those_of_the_start_are_known() -> None:
         with pytest.raises(BusyError, match=r"has 0000:01:00\.0 already") as caught:
             await world.hotplug.attach(device(1), interactive=False)
         assert caught.value.evidence == "it is hostdev0"
-        assert await world.hotplug.attach(device(2), interactive=False) == "hostdev1"
+        plugged = dataclasses.replace(device(2), driver_model="vfio-pci")
+        assert await world.hotplug.attach(plugged, interactive=False) == "hostdev1"
         assert world.requests[0].also == ("0000:01:00.0",)
+        assert world.requests[0].driver == "vfio-pci"
         leaving = asyncio.ensure_future(world.hotplug.detach("0000:01:00.0", 10))
         await turns()
         world.see(DELETED, "hostdev0")

@@ -45,10 +45,10 @@ def test_none_without_interfaces() -> None:
 
 
 def test_each_host_device_names_the_others() -> None:
-    nic, other = PciAddress(0, 3, 0, 0), PciAddress(1, 0xC1, 0x1F, 7)
+    nic, other = PciAddress(0, 3, 0, 0), PciAddress(0x10001, 0xC1, 0x1F, 7)
     assert pci_needs(parsed("hostdevs").value) == (
-        PciNeed(0, nic, (other,), managed=True),
-        PciNeed(1, other, (nic,), managed=False),
+        PciNeed(nic, (other,), managed=True),
+        PciNeed(other, (nic,), managed=False, driver="mlx5_vfio_pci"),
     )
 
 
@@ -65,6 +65,7 @@ def test_devices_are_asked_for_as_descriptors_where_one_answer_carries_them(
     tap, *devices = broker_requests(domain, fds=True)
     assert isinstance(tap, TapRequest)
     assert [isinstance(one, PciRequest) and one.fds for one in devices] == [fds, fds]
+    assert [one.parameters().get("driver") for one in devices] == [None, ("s", "mlx5_vfio_pci")]
     sent = [one.parameters().get("fds") for one in devices]
     assert sent == [("b", True) if fds else None] * 2
     assert not any("fds" in one.parameters() for one in broker_requests(domain))

@@ -209,6 +209,7 @@ class HotPlug:
             with_group=self._with_group,
             also=tuple(str(one.device.host) for one in self._plugged.values()),
             managed=hostdev.managed,
+            driver=hostdev.driver_model,
         )
 
     async def _plug(self, plugged: _Plugged, place: Place) -> bool:

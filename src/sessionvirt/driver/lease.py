@@ -63,6 +63,7 @@ def broker_requests(
                 also=tuple(map(str, need.also)),
                 managed=need.managed,
                 fds=fds and needed <= FDS_PER_ANSWER,
+                driver=need.driver,
             )
             for need in devices
         ),

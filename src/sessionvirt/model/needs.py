@@ -66,23 +66,28 @@ def needs(domain: Domain) -> tuple[Need, ...]:
 class PciNeed:
     """One host device's.
 
-    :param hostdev: its index in the domain.
     :param address: where the host has it.
     :param also: the domain's other host devices: where one of them shares the isolation group, it
         goes along anyway.
     :param managed: take it from its driver, and give it back.
+    :param driver: the VFIO driver that it is to have; None: the one for it.
     """
 
-    hostdev: int
     address: PciAddress
     also: tuple[PciAddress, ...]
     managed: bool
+    driver: str | None = None
 
 
 def pci_needs(domain: Domain) -> tuple[PciNeed, ...]:
     """One need for each host device, in order."""
     hosts = [hostdev.host for hostdev in domain.hostdevs]
     return tuple(
-        PciNeed(index, hosts[index], (*hosts[:index], *hosts[index + 1 :]), hostdev.managed)
+        PciNeed(
+            hosts[index],
+            (*hosts[:index], *hosts[index + 1 :]),
+            hostdev.managed,
+            hostdev.driver_model,
+        )
         for index, hostdev in enumerate(domain.hostdevs)
     )
