@@ -223,7 +223,9 @@ class PciKind:
         group, passed = found.function.group, self._passes(pci, host)
         giving: Step = KeepGroup(group) if passed else GiveGroup(group, owner.uid)
         return Plan(
-            shared=(Shared(SHARED_PREFIX + group, lambda: _group_steps(found, pci, giving)),),
+            shared=(
+                Shared(SHARED_PREFIX + group, lambda: _group_steps(found, pci, giving), owner.uid),
+            ),
             steps=(
                 AssignDevice(
                     found.function.address,

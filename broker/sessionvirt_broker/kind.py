@@ -81,10 +81,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What several leases use together; made for the first, undone after the last."""
+    """What several leases use together; made for the first, undone after the last.
+
+    :param uid: whose it is alone: what is not given back counts for him.
+    """
 
     id: str
     steps: Callable[[], Sequence[Step]]
+    uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,9 @@ class Leases:
         wanted = Share(leases=0 if lease else 1)
         for offer in offers:
             wanted = wanted.plus(offer.share)
-        check(self._tally.held(owner.uid), wanted, len(self._leases), configuration.limits)
+        # A group that is not given back is a device that nobody else has either.
+        held_now = self._tally.held(owner.uid).plus(Share(devices=self._undo.owed(owner.uid)))
+        check(held_now, wanted, len(self._leases), configuration.limits)
         return offers
 
     def outline(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Leases of PCI devices on a tree like /sys: a group by and by.
+"""Leases of PCI devices on a tree like /sys: a group by and by, and what stays.
 
 The kernel's part is played: what is unbound and probed are links that move. That the
 real one does it is proved in the test host.
@@ -18,7 +18,7 @@ import pytest
 from lab.fakesysfs import FakeSysfs
 from sessionvirt_broker import acl
 from sessionvirt_broker.config import BUILTIN
-from sessionvirt_broker.errors import Busy
+from sessionvirt_broker.errors import Busy, LimitsExceeded
 from sessionvirt_broker.host import Host, Paths
 from sessionvirt_broker.hostdev import PciKind
 from sessionvirt_broker.journal import Journal
@@ -175,3 +175,27 @@ def test_the_next_broker_knows_both(lab: Lab) -> None:
         assert lab.add(lease, NIC)["former"] == "e1000e"
         lab.leases.release(lease)
         assert lab.drivers() == ["e1000e", "e1000e"]
+
+
+def test_a_device_counts_until_it_is_given_back(lab: Lab) -> None:
+    """For whose it was, also for the next broker; and not for others."""
+    lab.limits = Limits(devices_per_user=1)
+    with closing(lab.acquire(NIC)) as lease:
+        with pytest.raises(LimitsExceeded, match="devices_per_user: 1"):
+            lab.add(lease, PEER)
+        lab.kernel.open.add("7")
+        lab.leases.release(lease)
+    assert lab.drivers() == ["vfio-pci", "vfio-pci"]
+    for broker in (lab.leases, lab.broker()):
+        if broker is not lab.leases:
+            lab.leases = broker
+            assert broker.reconcile() == []
+        with pytest.raises(LimitsExceeded, match="devices_per_user: 1"):
+            lab.acquire(OTHER)
+    with closing(lab.acquire(OTHER, owner=STRANGER)) as other:
+        lab.leases.release(other)
+    lab.kernel.open.clear()
+    lab.leases.retry()
+    assert lab.drivers() == ["e1000e", "e1000e"]
+    with closing(lab.acquire(OTHER)) as again:
+        lab.leases.release(again)
