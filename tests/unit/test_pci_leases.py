@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Leases of PCI devices on a tree like /sys: a group by and by, and what stays.
+"""Leases of PCI devices on a tree like /sys: a group by and by, what stays, memory together.
 
 The kernel's part is played: what is unbound and probed are links that move. That the
 real one does it is proved in the test host.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import pytest
 from lab.fakesysfs import FakeSysfs
 from sessionvirt_broker import acl
 from sessionvirt_broker.config import BUILTIN
-from sessionvirt_broker.errors import Busy, LimitsExceeded
+from sessionvirt_broker.errors import Busy, LimitsExceeded, NotFound
 from sessionvirt_broker.host import Host, Paths
 from sessionvirt_broker.hostdev import PciKind
 from sessionvirt_broker.journal import Journal
@@ -26,7 +28,9 @@ from sessionvirt_broker.kind import Owner
 from sessionvirt_broker.kinds import STEPS
 from sessionvirt_broker.leases import Leases
 from sessionvirt_broker.limits import Limits
+from sessionvirt_broker.memlock import Allowance
 from sessionvirt_broker.pcinames import PciNames
+from sessionvirt_broker.processes import Process, of_pid
 from sessionvirt_broker.variants import Variants
 from sessionvirt_broker.vfio import Vfio
 from sessionvirt_broker.vfiodrivers import Drivers
@@ -199,3 +203,80 @@ def test_a_device_counts_until_it_is_given_back(lab: Lab) -> None:
     assert lab.drivers() == ["e1000e", "e1000e"]
     with closing(lab.acquire(OTHER)) as again:
         lab.leases.release(again)
+
+
+# Memory
+
+
+GIB = 1 << 30
+FIRST, SECOND, THIRD = (Process(pid, UID, 5) for pid in (10, 11, 12))
+
+
+def test_what_a_users_processes_may_lock_counts_together_while_they_live() -> None:
+    alive = {one.pid: one for one in (FIRST, SECOND, THIRD)}
+    allowance = Allowance(alive.get)
+    for process in (FIRST, SECOND):
+        allowance.check(UID, process, 4 * GIB, 8 * GIB)
+        assert allowance.note(UID, process, 4 * GIB) == 4 * GIB
+    with pytest.raises(LimitsExceeded, match=r"lock_memory_gib: 8\.0"):
+        allowance.check(UID, THIRD, 1, 8 * GIB)
+    # The same again is no more than it was; less is not less; and another user has his own.
+    allowance.check(UID, FIRST, 4 * GIB, 8 * GIB)
+    assert allowance.note(UID, FIRST, 1) == 4 * GIB
+    with pytest.raises(LimitsExceeded):
+        allowance.check(UID, SECOND, 4 * GIB + 1, 8 * GIB)
+    allowance.check(UID + 1, THIRD, 8 * GIB, 8 * GIB)
+    # Another process has the number now.
+    alive[FIRST.pid] = replace(FIRST, started=6)
+    allowance.check(UID, THIRD, 4 * GIB, 8 * GIB)
+    with pytest.raises(LimitsExceeded):
+        allowance.check(UID, THIRD, 4 * GIB + 1, 8 * GIB)
+
+
+def test_the_processes_that_are_looked_at_are_few() -> None:
+    many = [Process(pid, UID, 5) for pid in range(64)]
+    allowance = Allowance({one.pid: one for one in many}.get)
+    for one in many:
+        allowance.check(UID, one, 1, GIB)
+        allowance.note(UID, one, 1)
+    with pytest.raises(LimitsExceeded, match="64 processes"):
+        allowance.check(UID, Process(64, UID, 5), 1, GIB)
+    allowance.check(UID, many[0], 1, GIB)
+
+
+def test_a_lease_that_ended_leaves_its_process_what_it_has(lab: Lab) -> None:
+    """And the next broker knows it of a lease that goes on."""
+    argv = [sys.executable, "-IBc", "print(flush=True); input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with contextlib.ExitStack() as stack:
+        pidfds = []
+        for _ in range(2):
+            process = stack.enter_context(subprocess.Popen(argv, **pipes))  # type: ignore[call-overload]
+            stack.callback(process.kill)
+            process.stdout.readline()
+            pidfds.append(os.pidfd_open(process.pid))
+            stack.callback(os.close, pidfds[-1])
+        first, second = pidfds
+        lease = stack.enter_context(closing(lab.acquire(NIC)))
+        other = stack.enter_context(closing(lab.acquire(OTHER)))
+        assert of_pid(lab.leases.lock_memory(lease, UID, first, 4096, 8192)) is not None
+        with pytest.raises(LimitsExceeded, match="lock_memory_gib"):
+            lab.leases.lock_memory(other, UID, second, 4097, 8192)
+        lab.leases = lab.broker()
+        for _, watch in lab.leases.reconcile():
+            os.close(watch)
+        lab.leases.release(lease)
+        with pytest.raises(LimitsExceeded, match="lock_memory_gib"):
+            lab.leases.lock_memory(other, UID, second, 4097, 8192)
+        lab.leases.lock_memory(other, UID, second, 4096, 8192)
+        os.kill(of_pid_of(first), 9)
+        os.waitid(os.P_PIDFD, first, os.WEXITED)
+        lab.leases.lock_memory(other, UID, second, 8192, 8192)
+        with pytest.raises(NotFound, match="no such process"):
+            lab.leases.lock_memory(other, UID, first, 1, 8192)
+        lab.leases.release(other)
+
+
+def of_pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
