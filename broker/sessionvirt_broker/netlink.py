@@ -84,13 +84,22 @@ class Links:
     def create_bridge(self, name: str, *, mac: str, mtu: int) -> int:
         """Make a bridge with an address of its own that no port's can replace.
 
+        It does not look for members of groups (IGMP and MLD snooping): whom it takes for one, and
+        for a router, is what guests say.
+
         :return: its ifindex.
         :raise FileExistsError: somebody has that name already.
         """
         # PRIVILEGE: CAP_NET_ADMIN; a new interface in the host's network namespace.
         try:
             self._ip.link(
-                "add", ifname=name, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0
+                "add",
+                ifname=name,
+                kind="bridge",
+                address=mac,
+                br_stp_state=0,
+                br_forward_delay=0,
+                br_mcast_snooping=0,
             )
         except Exception as error:
             if getattr(error, "code", None) == errno.EEXIST:
