@@ -19,6 +19,7 @@ from .errors import NotSupported
 
 if TYPE_CHECKING:
     import ipaddress
+    from collections.abc import Iterable
 
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.EINVAL})
 
@@ -180,6 +181,21 @@ class Links:
         except Exception as error:
             if getattr(error, "code", None) not in _ABSENT:
                 raise
+
+    def forget_neighbours(self, name: str, addresses: Iterable[str]) -> None:
+        """Have the host forget whom it found at *addresses* by an interface; absent is in order."""
+        try:
+            ifindex = self.index_of(name)
+        except OSError:
+            return  # and with it all that was found by it
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            try:
+                # PRIVILEGE: CAP_NET_ADMIN; a cache, which the kernel fills again by asking.
+                self._ip.neigh("del", family=family, ifindex=ifindex, dst=address)
+            except Exception as error:
+                if getattr(error, "code", None) not in _ABSENT:
+                    raise
 
     def route_interfaces(self, prefix: ipaddress.IPv4Network) -> frozenset[int]:
         """The interfaces with an IPv4 route that overlaps ``prefix``, default routes left out."""

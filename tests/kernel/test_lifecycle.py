@@ -78,6 +78,22 @@ def test_g71_a_spoiled_record_is_set_aside_and_the_others_hold(
     (RECORDS / "elsewhere").unlink(missing_ok=True)
 
 
+def test_g78_a_record_of_a_former_broker_is_taken_up(broker: Broker, alices: Client) -> None:
+    """It does not know the fields that came later."""
+    with alices.acquire() as lease:
+        broker.kill()
+        path = RECORDS / f"lease-{lease.id}.json"
+        record = json.loads(path.read_text())
+        for step in record["parts"]["tap0"]:
+            if step["step"] == "tap-filter":
+                del step["bridge"]
+        path.write_text(json.dumps(record))
+        broker.start()
+        assert lease.listed()
+        assert lease.tap.ask_arp(GATEWAY)
+    assert host.ours() == []
+
+
 def test_g70_records_of_another_boot_are_dropped_and_nothing_is_undone(
     broker: Broker, alices: Client
 ) -> None:

@@ -22,6 +22,7 @@ module:
 ``tap``         the guest's end of a TAP; ``frames`` go through; ``forgeries``: those that must not
 ``policy``      what may pass, by the documents: the kernel's rules are compared with it;
                 ``randomframes`` draws what is judged
+``guesttraffic`` what a guest says to the services of its network
 ``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty
