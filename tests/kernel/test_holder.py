@@ -20,6 +20,7 @@ from lab.client import Client, RefusalError, network_tap
 from lab.links import wait_for_link
 from lab.tap import as_user
 from lab.users import User
+from sessionvirt_broker.tun import create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -291,6 +292,20 @@ def test_d37_an_interface_of_the_networks_name_is_not_taken_over(
             host.ip("link", "del", BRIDGE)
         with alices.acquire() as lease:
             assert lease.tap.ask_arp("10.213.80.1")
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_d37_a_tap_of_the_name_is_not_taken_over(queues: int) -> None:
+    """The name is by chance; were it another's, even a persistent one's, that stays theirs."""
+    name = "svt000000000037"
+    host.ip("tuntap", "add", name, "mode", "tap", *(["multi_queue"] if queues > 1 else []))
+    try:
+        before = host.link(name)
+        with pytest.raises(OSError, match="busy"):
+            create(name, queues)
+        assert host.link(name) == before
+    finally:
+        host.ip("link", "del", name)
 
 
 def test_d45_a_bridge_that_is_removed_ends_its_leases(lease: Lease, victim: Lease) -> None:

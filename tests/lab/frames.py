@@ -219,9 +219,12 @@ def udp(source: str, target: str, ports: tuple[int, int], payload: bytes = b"") 
     return segment[:6] + struct.pack("!H", found) + segment[8:]
 
 
-def tcp(source: str, target: str, ports: tuple[int, int], flags: int = 0x02) -> bytes:
-    """A segment without data; 0x02 is SYN (RFC 9293)."""
-    segment = struct.pack("!HHIIBBHHH", *ports, 1000, 0, 5 << 4, flags, 65535, 0, 0)
+def tcp(
+    source: str, target: str, ports: tuple[int, int], flags: int = 0x02, payload: bytes = b""
+) -> bytes:
+    """A segment; 0x02 is SYN (RFC 9293)."""
+    head = struct.pack("!HHIIBBHHH", *ports, 1000, 0, 5 << 4, flags, 65535, 0, 0)
+    segment = head + payload
     found = _transport_checksum(source, target, TCP, segment)
     return segment[:16] + struct.pack("!H", found) + segment[18:]
 
