@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The policy for frames of a guest on a managed network, as the documents say it.
+"""The policy for frames of a guest, on a managed network or a LAN bridge, as the documents say it.
 
 Written from sessionvirt-broker(8) "FIREWALL", the RFCs and IEEE 802.1D, not from the rules: the
 kernel's verdict is compared with this one, frame by frame. Pure; reads bytes as a receiver would.
@@ -28,11 +28,15 @@ _MLD_QUERY, _RS, _RA, _NS, _NA, _REDIRECT, _MLD2_REPORT = 130, 133, 134, 135, 13
 
 @dataclass(frozen=True)
 class Guest:
-    """What one guest was given, packed; ``ipv6`` has the MAC's link-local address, too."""
+    """What one guest was given, packed; ``ipv6`` has the MAC's link-local address, too.
+
+    :param unbound: on a LAN bridge no address is given, and none is asked for.
+    """
 
     mac: bytes
     ipv4: bytes
     ipv6: frozenset[bytes]
+    unbound: bool = False
 
     @classmethod
     def of(cls, mac: str, ipv4: str, *ipv6: str) -> Guest:
@@ -63,11 +67,11 @@ def judge(frame: bytes, guest: Guest) -> str:
 
 def _arp(body: bytes, guest: Guest) -> str:
     # Of the rest nothing is asked: who gets half a question throws it away.
-    if len(body) < 18 or body[:6] != bytes.fromhex("000108000604"):
+    if len(body) < (14 if guest.unbound else 18) or body[:6] != bytes.fromhex("000108000604"):
         return "arp"
     probe = body[6:8] == b"\0\1" and not any(body[14:18])
-    honest = body[8:14] == guest.mac and (body[14:18] == guest.ipv4 or probe)
-    return PASSED if honest else "arp"
+    honest = body[14:18] == guest.ipv4 or probe or guest.unbound
+    return PASSED if honest and body[8:14] == guest.mac else "arp"
 
 
 def _ipv4(body: bytes, guest: Guest) -> str:
@@ -84,21 +88,21 @@ def _ipv4(body: bytes, guest: Guest) -> str:
     if body[9] == _IGMP and payload[:1] not in _REPORTS:
         return "router"
     client = not any(body[12:16]) and (sport, dport) == (68, 67)
-    return PASSED if client or body[12:16] == guest.ipv4 else "ipv4"
+    return PASSED if client or guest.unbound or body[12:16] == guest.ipv4 else "ipv4"
 
 
 def _ipv6(body: bytes, guest: Guest) -> str:
     if len(body) < 40:
         return "ipv6"
     intact = body[0] >> 4 == 6 and 40 + int.from_bytes(body[4:6], "big") <= len(body)
+    own = guest.unbound or body[8:24] in guest.ipv6
     protocol, payload, first, hop = body[6], body[40:], False, False
     while protocol in (_HOP, _ROUTING, _FRAGMENT, _OPTIONS):
         if len(payload) < (8 if protocol == _FRAGMENT else 2):
             return "ipv6"  # a chain of headers that nobody can follow
         if protocol == _FRAGMENT and int.from_bytes(payload[2:4], "big") & 0xFFF8:
             # The rest of what was judged with the first fragment.
-            later = PASSED if body[8:24] in guest.ipv6 else "ipv6"
-            return UNDECIDED if first else later
+            return UNDECIDED if first else PASSED if own else "ipv6"
         first |= protocol == _FRAGMENT
         hop |= protocol == _HOP
         size = 8 if protocol == _FRAGMENT else (payload[1] + 1) * 8
@@ -111,9 +115,11 @@ def _ipv6(body: bytes, guest: Guest) -> str:
     sport, dport = _ports(payload) if protocol == _UDP else (None, None)
     if sport == 547 or dport == 546:
         return "dhcp"
+    if guest.unbound:
+        return PASSED
     if not any(body[8:24]):
         return PASSED if kind in (_NS, _RS, _MLD2_REPORT) else "ipv6"
-    if body[8:24] not in guest.ipv6:
+    if not own:
         return "ipv6"
     return "neighbour" if kind == _NA and payload[8:24] not in guest.ipv6 else PASSED
 
