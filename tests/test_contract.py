@@ -49,7 +49,7 @@ def test_the_file_has_what_it_should() -> None:
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
         "grant": 11,
-        "pci": 10,
+        "pci": 12,
         "plan": 5,
         "requests": 4,
         "networks": 8,
@@ -175,6 +175,7 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
                 fds=True,
                 driver="vfio-pci",
             ),
+            PciRequest("0000:03:10.0", mac="52:54:00:00:00:01", vlan=42),
         ),
     }
     assert {one.kind for each in requests.values() for one in each} == set(parameters())

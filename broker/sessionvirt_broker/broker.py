@@ -377,5 +377,6 @@ def _tell(
         what=f"{given['kind']} {given.get('ifname') or given.get('address')}",
         where=given.get("network") or given.get("bridge") or "",
         mac=given.get("mac", ""),
+        vlan=given.get("vlan") or "",
         why=allowed,
     )

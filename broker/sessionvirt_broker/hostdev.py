@@ -36,6 +36,7 @@ from .hostuse import HostUse
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
 from .pci import PciAddress, PciBus, is_address, isolation_faults
+from .vf import SetFunction, VirtualFunctions, Wanted
 from .vfio import DRIVER, is_vfio
 from .vfiodrivers import is_driver_name, same
 from .vfiosteps import (
@@ -84,6 +85,7 @@ class PciRequest(Request):
     managed: bool
     fds: bool
     driver: str
+    network: Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class PciKind:
         self._names = names
         self._drivers = drivers
         self._bus = PciBus(sys)
+        self._functions = VirtualFunctions(sys)
         #: Which groups are somebody's, and whether as descriptors.
         self._held: dict[str, bool] = {}
         #: Which devices of theirs were asked for.
@@ -154,6 +157,7 @@ class PciKind:
             managed=fields.flag("managed", default=True),
             fds=fields.flag("fds"),
             driver=fields.text("driver") or "",
+            network=Wanted.read(fields),
         )
         if request.driver and not is_driver_name(request.driver):
             raise InvalidRequest(f"{fields.where}.driver: is no name of a driver")
@@ -188,11 +192,15 @@ class PciKind:
         passed = self._passes(pci, host)
         plural = "device" if len(others) == 1 else "devices"
         along = f" and {len(others)} other {plural} of its isolation group: $(others)"
+        settings = self._settings(found, pci, host)
+        place = pci.network.phrase
         return Offer(
-            action="pci-assign",
+            # A rule that gives a function of a card has not said on which network, or as whom.
+            action="pci-network" if pci.network else "pci-assign",
             sentence='Authentication is required to give "$(device)" ($(address))'
             + (along if others else "")
-            + ' to the virtual machine "$(vm)". The host cannot use it until the machine ends.',
+            + f' to the virtual machine "$(vm)"{place}.'
+            " The host cannot use it until the machine ends.",
             details=(
                 ("vm", shown(owner.vm)),
                 ("uid", str(owner.uid)),
@@ -203,8 +211,9 @@ class PciKind:
                 ("members", " ".join(one.address for one in found.endpoints)),
                 ("others", worded(named)),
                 ("driver", found.driver),
+                *pci.network.details,
             ),
-            summary=f'the device "{worded(name)}" ({device.address})'
+            summary=f'the device "{worded(name)}" ({device.address}){place}'
             + (f" with {len(others)} other {plural}: {worded(named)}" if others else ""),
             share=Share(devices=1, fds=_FDS if passed else 0),
             facts=(
@@ -212,6 +221,7 @@ class PciKind:
                 *((one.address, one.identity, one.driver) for one in found.endpoints),
                 found.overrides,
                 found.drivers,
+                *((one.card, one.number) for one in settings),
             ),
         )
 
@@ -221,10 +231,15 @@ class PciKind:
         pci = cast("PciRequest", request)
         found = self._candidate(pci, configuration.pci, owner, host)
         group, passed = found.function.group, self._passes(pci, host)
+        settings = self._settings(found, pci, host)
         giving: Step = KeepGroup(group) if passed else GiveGroup(group, owner.uid)
         return Plan(
             shared=(
-                Shared(SHARED_PREFIX + group, lambda: _group_steps(found, pci, giving), owner.uid),
+                Shared(
+                    SHARED_PREFIX + group,
+                    lambda: _group_steps(found, pci, settings, giving),
+                    owner.uid,
+                ),
             ),
             steps=(
                 AssignDevice(
@@ -235,6 +250,8 @@ class PciKind:
                     tuple(one.identity for one in found.endpoints),
                     found.driver,
                     self._former.get(pci.address, found.function.driver),
+                    pci.network.mac,
+                    pci.network.vlan,
                 ),
                 *((OpenDevice(found.function.address),) if passed else ()),
             ),
@@ -253,6 +270,8 @@ class PciKind:
             "node": "" if _is_passed(steps) else f"/dev/vfio/{given.group}",
             "driver": given.driver,
             "former": given.former,
+            "mac": given.mac,
+            "vlan": given.vlan,
         }
 
     def share(self, steps: Sequence[Step]) -> Share:
@@ -262,6 +281,7 @@ class PciKind:
         return _assigned(steps).members
 
     def begun(self, steps: Sequence[Step]) -> None:
+        self._functions.begun(steps)
         for step in steps:
             if isinstance(step, GiveGroup | KeepGroup):
                 self._held[step.group] = isinstance(step, KeepGroup)
@@ -271,6 +291,7 @@ class PciKind:
                 self._given.add(step.address)
 
     def ended(self, steps: Sequence[Step]) -> None:
+        self._functions.ended(steps)
         for step in steps:
             if isinstance(step, GiveGroup | KeepGroup):
                 self._held.pop(step.group, None)
@@ -393,6 +414,9 @@ class PciKind:
         members = (one for one in self._bus.group(function.group) if one.endpoint)
         return self._drivers.to_load(members, host.vfio)
 
+    def _settings(self, found: _Candidate, pci: PciRequest, host: Host) -> tuple[SetFunction, ...]:
+        return self._functions.steps(found.function, len(found.endpoints) - 1, pci.network, host)
+
     def _may_go_along(self, pci: PciRequest, endpoints: Sequence[Function]) -> None:
         unasked = {one.address for one in endpoints} - {pci.address} - pci.also
         if unasked and not pci.with_group:
@@ -439,16 +463,18 @@ class PciKind:
         return any(line.split()[1:] == [name] for line in text.splitlines())
 
 
-def _group_steps(found: _Candidate, pci: PciRequest, giving: Step) -> tuple[Step, ...]:
+def _group_steps(
+    found: _Candidate, pci: PciRequest, settings: Sequence[Step], giving: Step
+) -> tuple[Step, ...]:
     group = found.function.group
     if not pci.managed:
-        return (giving,)
+        return (*settings, giving)
     rows = list(zip(found.endpoints, found.overrides, found.drivers, strict=True))
     overriding = (
         OverrideDriver(o.address, group, o.identity, to, was, o.driver) for o, was, to in rows
     )
     binding = (RebindDevice(o.address, group, o.identity, to, o.driver) for o, _, to in rows)
-    return (*overriding, *binding, giving)
+    return (*overriding, *settings, *binding, giving)
 
 
 def _is_gone(address: str, identity: str, host: Host) -> bool:

@@ -15,6 +15,7 @@ from .network import Bridge, BridgeForward, FirewallTables, NetworkFilter
 from .pcinames import PciNames
 from .tap import AttachTap, CreateTap, FilterTap, TapKind
 from .variants import Variants
+from .vf import SetFunction
 from .vfiodrivers import Drivers
 from .vfiosteps import (
     AssignDevice,
@@ -51,6 +52,7 @@ STEPS: Mapping[str, type[Step]] = {
         OverrideDriver,
         RebindDevice,
         RunDnsmasq,
+        SetFunction,
     )
 }
 

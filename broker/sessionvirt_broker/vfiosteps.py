@@ -5,6 +5,7 @@ An IOMMU group is taken as a whole, in this order::
 
     OverrideDriver   each endpoint: no other driver may take it from now on, also one that is loaded
                      later
+    SetFunction      where a virtual function is to have a MAC address or a VLAN (``vf.py``)
     RebindDevice     each endpoint: away from its driver, bound to VFIO's, and seen to be
     GiveGroup        the group's node, for one uid; or
     KeepGroup        nobody's: each device goes as descriptors, which OpenDevice makes
@@ -215,6 +216,9 @@ class AssignDevice(Step):
     identities: tuple[str, ...]
     driver: str
     former: str
+    #: What ``vf.py`` has its card set; empty and 0: nothing.
+    mac: str = ""
+    vlan: int = 0
 
     def describe(self) -> str:
         return f"hand {self.address} ({self.name}) to the machine"

@@ -106,6 +106,7 @@ class PciGrant:
     :param node: what the user may open until the lease ends; empty: nothing.
     :param driver: the VFIO driver that has it now.
     :param former: the driver that gets it back; may be empty.
+    :param mac: what its card was told; empty: nothing. ``vlan`` likewise, 0.
     """
 
     id: str
@@ -118,6 +119,8 @@ class PciGrant:
     node: str
     driver: str
     former: str
+    mac: str = ""
+    vlan: int = 0
 
 
 Grant: TypeAlias = TapGrant | PciGrant
@@ -308,6 +311,9 @@ def read_pci(fields: Fields, fds: Descriptors | None) -> PciGrant:
         node=fields.text("node"),
         driver=fields.text("driver"),
         former=fields.text("former"),
+        # An older broker says neither.
+        mac=fields.text("mac") if fields.has("mac") else "",
+        vlan=fields.number("vlan") if fields.has("vlan") else 0,
     )
 
 

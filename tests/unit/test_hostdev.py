@@ -598,6 +598,8 @@ def test_what_is_granted_is_what_the_contract_says(lab: Lab) -> None:
         "node": "/dev/vfio/7",
         "driver": "vfio-pci",
         "former": "e1000e",
+        "mac": "",
+        "vlan": 0,
     }
     assert lab.kind.share(steps) == Share(devices=1)
     assert lab.kind.watched(steps) == (NIC, PEER)
