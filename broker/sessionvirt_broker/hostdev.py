@@ -415,6 +415,8 @@ class PciKind:
         return self._drivers.to_load(members, host.vfio)
 
     def _settings(self, found: _Candidate, pci: PciRequest, host: Host) -> tuple[SetFunction, ...]:
+        if found.held and pci.network:  # its group's steps are done, without these
+            raise Busy(f"{pci.address} is in use; its mac and vlan are set when it is given")
         return self._functions.steps(found.function, len(found.endpoints) - 1, pci.network, host)
 
     def _may_go_along(self, pci: PciRequest, endpoints: Sequence[Function]) -> None:

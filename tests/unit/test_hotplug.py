@@ -30,6 +30,7 @@ from sessionvirt.model.addresses import PciAddress
 from sessionvirt.model.devices import PciPlace
 from sessionvirt.model.domain import Domain, parse_domain
 from sessionvirt.model.hostdev import Hostdev, HostPlace
+from sessionvirt.model.interface import host_devices
 from sessionvirt.qemu.pci import Place
 from sessionvirt.qemu.qmp import Event
 
@@ -53,6 +54,12 @@ COLD = """\
   <source><address bus='1' slot='0'/></source>
 </hostdev>
 """
+FUNCTION = """\
+<interface type='hostdev' managed='yes'>
+  <mac address='52:54:00:00:42:01'/><source><address bus='{}' slot='0x10'/></source>
+  <vlan><tag id='42'/></vlan>
+</interface>
+"""
 AMOUNT = (64 << 20) + (1 << 30)
 MANY = 3
 DELETED = "DEVICE_DELETED"
@@ -74,7 +81,7 @@ class World:
         self.domain: Domain = parse_domain(XML.format(devices)).value
         lease = None
         if leased:
-            grants = tuple(self._grant(str(one.host)) for one in self.domain.hostdevs)
+            grants = tuple(self._grant(str(one.host)) for one in host_devices(self.domain))
             lease = Lease("/lease", Fd(os.open(os.devnull, os.O_RDONLY)), grants)
             lease.close()
         me = cast("Any", self)
@@ -232,6 +239,26 @@ def test_those_of_the_start_are_known() -> None:
 
     live(world, use)
     assert world.said[-2:] == ["device_del hostdev0", "drop /lease pci0"]
+
+
+def test_a_function_of_a_card_comes_with_what_its_card_is_told() -> None:
+    """And one of the start counts as a device, whichever its element is."""
+    world = World(FUNCTION.format(1))
+    source = World(FUNCTION.format(2), leased=False).domain.interfaces[0]
+
+    async def use() -> None:
+        assert [one.id for one in world.hotplug.devices] == ["hostdev0"]
+        with pytest.raises(BusyError, match=r"has 0000:01:10\.0 already"):
+            await world.hotplug.attach(world.domain.interfaces[0], interactive=False)
+        assert await world.hotplug.attach(source, interactive=False) == "hostdev1"
+        emulated = World("<interface type='user'/>", leased=False).domain.interfaces[0]
+        with pytest.raises(DefinitionError, match="is no device of the host"):
+            await world.hotplug.attach(emulated, interactive=False)
+
+    live(world, use)
+    assert [(one.mac, one.vlan) for one in world.requests] == [("52:54:00:00:42:01", 42)]
+    assert [one["host"] for one in world.plugged] == ["0000:02:10.0"]
+    assert world.amounts == [AMOUNT]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from golden.cases import BINARY, parsed
 from sessionvirt.broker_requests import PciRequest, TapRequest
 from sessionvirt.driver import rehearsal
 from sessionvirt.driver.lease import broker_requests
-from sessionvirt.model.addresses import PciAddress
+from sessionvirt.errors import NotFoundError
+from sessionvirt.model.addresses import MacAddress, PciAddress
 from sessionvirt.model.domain import parse_domain
 from sessionvirt.model.needs import Need, NeedKind, PciNeed, needs, pci_needs
 from sessionvirt.qemu.wiring import Accelerator
@@ -27,6 +28,8 @@ HOSTDEV = """\
 """
 
 pytestmark = pytest.mark.unit
+
+FUNCTION = MacAddress("52:54:00:11:22:06")
 
 
 def test_one_for_each_interface_in_order() -> None:
@@ -45,11 +48,21 @@ def test_none_without_interfaces() -> None:
 
 
 def test_each_host_device_names_the_others() -> None:
-    nic, other = PciAddress(0, 3, 0, 0), PciAddress(0x10001, 0xC1, 0x1F, 7)
+    """Also one that is an interface, whose card is told more."""
+    nic, other, function = (
+        PciAddress(0, 3, 0, 0), PciAddress(0x10001, 0xC1, 0x1F, 7), PciAddress(0, 3, 0x10, 2),
+    )  # fmt: skip
     assert pci_needs(parsed("hostdevs").value) == (
-        PciNeed(nic, (other,), managed=True),
-        PciNeed(other, (nic,), managed=False, driver="mlx5_vfio_pci"),
+        PciNeed(nic, (other, function), managed=True),
+        PciNeed(other, (nic, function), managed=False, driver="mlx5_vfio_pci"),
+        PciNeed(function, (nic, other), managed=True, mac=FUNCTION, vlan=42),
     )
+    *plain, asked = broker_requests(parsed("hostdevs").value)
+    assert isinstance(asked, PciRequest)
+    assert (asked.address, asked.mac, asked.vlan) == ("0000:03:10.2", FUNCTION, 42)
+    assert not any({"mac", "vlan"} & one.parameters().keys() for one in plain)
+    # The other interface is the only one that a backend is made for.
+    assert [need.interface for need in needs(parsed("hostdevs").value)] == [1]
 
 
 @pytest.mark.parametrize(("queues", "fds"), [(11, True), (12, False)])
@@ -96,3 +109,23 @@ def test_a_rehearsal_has_descriptors_where_qemu_and_the_host_have(
     command = rehearsal.rehearse(parse_domain(HOSTDEV).value, binary, Accelerator.TCG)
     (device,) = [each for each in command.argv if '"vfio-pci"' in each]
     assert word in device
+
+
+def test_a_rehearsal_knows_a_card_of_the_host_by_its_interface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts among the devices that come as descriptors, and its ROM among the files."""
+    (tmp_path / "iommu").touch()
+    monkeypatch.setattr(rehearsal, "_IOMMUFD", str(tmp_path / "iommu"))
+    binary = dataclasses.replace(BINARY, version=(9, 0, 0), objects=frozenset({"iommufd"}))
+    domain = parse_domain(
+        "<domain type='qemu'><name>vm</name><memory>1024</memory><devices>"
+        "<interface type='hostdev'><source><address bus='3' slot='0x10'/></source></interface>"
+        "</devices></domain>"
+    ).value
+    command = rehearsal.rehearse(domain, binary, Accelerator.TCG)
+    (device,) = [each for each in command.argv if '"vfio-pci"' in each]
+    assert '"iommufd":"iommufd0"' in device
+    nic = dataclasses.replace(domain.interfaces[0], rom_file=str(tmp_path / "absent"))
+    with pytest.raises(NotFoundError, match=r"rom/@file: cannot use .*absent"):
+        rehearsal.rehearse(dataclasses.replace(domain, interfaces=(nic,)), binary, Accelerator.TCG)

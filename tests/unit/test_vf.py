@@ -32,8 +32,10 @@ from sessionvirt_broker.kinds import STEPS
 from sessionvirt_broker.netlink import Card, VirtualFunction
 from sessionvirt_broker.pcinames import PciNames
 from sessionvirt_broker.steps import carry_out, decode
+from sessionvirt_broker.variants import Variants
 from sessionvirt_broker.vf import SetFunction
 from sessionvirt_broker.vfio import Vfio
+from sessionvirt_broker.vfiodrivers import Drivers
 from sessionvirt_broker.vfiosteps import AssignDevice, GiveGroup, OverrideDriver, RebindDevice
 from sessionvirt_broker.wire import Fields, VmName
 
@@ -98,7 +100,8 @@ class Lab:
         self.tree = FakeSysfs(root)
         (root / "dev/vfio").mkdir(parents=True)
         names = PciNames(root / "none", root / "none")
-        self.kind = PciKind(self.tree.sys, self.tree.proc, names, replaceable=False)
+        drivers = Drivers(Variants(root / "modules.alias"))
+        self.kind = PciKind(self.tree.sys, self.tree.proc, names, drivers, replaceable=False)
         self.vfio = Vfio(self.tree.sys, root / "dev")
         self.links = Links()
         links: Any = self.links
@@ -130,8 +133,8 @@ class Lab:
     def survey(self, address: str = FIRST, **fields: Any) -> Offer:
         return self.kind.survey(self.request(address, **fields), OWNER, BUILTIN, self.host)
 
-    def plan(self, address: str = FIRST, **fields: Any) -> Plan:
-        return self.kind.plan(self.request(address, **fields), OWNER, BUILTIN, self.host)
+    def plan(self, address: str = FIRST, owner: Owner = OWNER, **fields: Any) -> Plan:
+        return self.kind.plan(self.request(address, **fields), owner, BUILTIN, self.host)
 
     def step(self, address: str = FIRST, **fields: Any) -> SetFunction:
         (shared,) = self.plan(address, **fields).shared
@@ -264,9 +267,10 @@ def test_an_address_is_ones_on_a_card(lab: Lab) -> None:
 def test_one_function_is_not_given_twice_with_two_addresses(lab: Lab) -> None:
     """The second would be told that it has what it has not: its group's steps are done."""
     lab.kind.begun(lab.plan(mac=MAC).shared[0].steps())
+    lab.tree.bind(lab.first, "vfio-pci")
     for fields in ({"mac": "52:54:00:00:42:02"}, {"vlan": 9}):
-        with pytest.raises(Busy, match=f"{FIRST} was asked for twice"):
-            lab.plan(**fields)
+        with pytest.raises(Busy, match=f"{FIRST} is in use"):
+            lab.plan(owner=replace(OWNER, has=frozenset({"vfio-6"})), **fields)
 
 
 # What is done

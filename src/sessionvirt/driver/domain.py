@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from sessionvirt.host.kvm import Kvm
     from sessionvirt.model.domain import Domain
-    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command import Command
     from sessionvirt.qemu.qmp import Event, Monitor
@@ -309,7 +309,7 @@ class VirtualMachine:
         if self._state is DomainState.PAUSED:
             self._set_state(DomainState.RUNNING)
 
-    async def attach(self, hostdev: Hostdev, *, interactive: bool | None = None) -> str:
+    async def attach(self, hostdev: HostPci, *, interactive: bool | None = None) -> str:
         """Give the running machine a device of the host; on failure nothing of it is left.
 
         Cancelled, it is undone; only once QEMU makes the device, the machine has it.

@@ -29,7 +29,9 @@ from sessionvirt.errors import (
     StateError,
 )
 from sessionvirt.model.check import check_hostdev
+from sessionvirt.model.interface import host_devices
 from sessionvirt.model.memory_lock import lock_limit
+from sessionvirt.model.needs import pci_need
 
 from .grants import Grants
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_requests import PciRequest
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
-    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.pci import Place
     from sessionvirt.qemu.process import Child
     from sessionvirt.qemu.qmp import Event, Monitor
@@ -80,7 +82,7 @@ class _Plugged:
     """One device, from before QEMU has it until QEMU has it no more."""
 
     def __init__(
-        self, device: HostDevice, hostdev: Hostdev, grant: Grant, place: Place | None
+        self, device: HostDevice, hostdev: HostPci, grant: Grant, place: Place | None
     ) -> None:
         self.device = device
         self.hostdev = hostdev
@@ -129,11 +131,12 @@ class HotPlug:
         self._with_group = with_group
         self._name = hostdev_id
         #: Ids are never used again: an event may come late.
-        self._next = len(domain.hostdevs)
+        self._next = len(host_devices(domain))
         self._plugged: dict[str, _Plugged] = {}
         self._turn = asyncio.Lock()
         if lease is not None:
-            for index, (one, grant) in enumerate(zip(domain.hostdevs, lease.devices, strict=True)):
+            pairs = zip(host_devices(domain), lease.devices, strict=True)
+            for index, (one, grant) in enumerate(pairs):
                 device = HostDevice(hostdev_id(index), one.host, grant.id)
                 held = self._grants.of_start(grant.id)
                 self._plugged[device.id] = _Plugged(device, one, held, None)
@@ -145,7 +148,7 @@ class HotPlug:
 
     # --- to come
 
-    async def attach(self, hostdev: Hostdev, *, interactive: bool) -> str:
+    async def attach(self, hostdev: HostPci, *, interactive: bool) -> str:
         """Give the machine a device; returns its id. On failure nothing of it is left.
 
         :param interactive: the broker may show a prompt.
@@ -161,8 +164,7 @@ class HotPlug:
         async with self._turn:
             self._refuse_known(hostdev.host)
             place = self._place(hostdev)
-            had = [one.hostdev for one in self._plugged.values()]
-            amount = lock_limit(dataclasses.replace(self._domain, hostdevs=(*had, hostdev)))
+            amount = lock_limit(self._domain, more=True)
             request = self._request(hostdev)
             async with self._grants.taking(request, amount, interactive=interactive) as grant:
                 device = HostDevice(self._name(self._next), hostdev.host, grant.id)
@@ -180,7 +182,7 @@ class HotPlug:
                     advice="detach it first, or attach another device",
                 )
 
-    def _place(self, hostdev: Hostdev) -> Place:
+    def _place(self, hostdev: HostPci) -> Place:
         wanted = hostdev.address
         if wanted is not None:
             key = (wanted.domain, wanted.bus, wanted.slot, wanted.function)
@@ -201,15 +203,18 @@ class HotPlug:
             )
         return self._free[0]
 
-    def _request(self, hostdev: Hostdev) -> PciRequest:
+    def _request(self, hostdev: HostPci) -> PciRequest:
         from sessionvirt.broker_requests import PciRequest
 
+        need = pci_need(hostdev, [one.device.host for one in self._plugged.values()])
         return PciRequest(
-            address=str(hostdev.host),
+            address=str(need.address),
             with_group=self._with_group,
-            also=tuple(str(one.device.host) for one in self._plugged.values()),
-            managed=hostdev.managed,
-            driver=hostdev.driver_model,
+            also=tuple(map(str, need.also)),
+            managed=need.managed,
+            driver=need.driver,
+            mac=need.mac,
+            vlan=need.vlan,
         )
 
     async def _plug(self, plugged: _Plugged, place: Place) -> bool:

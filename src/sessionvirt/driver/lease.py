@@ -64,6 +64,8 @@ def broker_requests(
                 managed=need.managed,
                 fds=fds and needed <= FDS_PER_ANSWER,
                 driver=need.driver,
+                mac=need.mac,
+                vlan=need.vlan,
             )
             for need in devices
         ),

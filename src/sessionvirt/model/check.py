@@ -17,10 +17,8 @@ from .devices import (
     DiskDevice,
     DiskFormat,
     DiskIo,
-    Interface,
-    InterfaceType,
-    NicModel,
 )
+from .interface import Interface, InterfaceType, LinkState, NicModel, host_devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from .devices import Console, Disk, Serial
     from .domain import Domain
     from .hostdev import Hostdev
+    from .interface import HostPci
 
 __all__ = ["check_domain", "check_hostdev"]
 
@@ -38,6 +37,7 @@ V = TypeVar("V")
 MAX_NAME_BYTES: Final = 255
 #: One, and as many others as its request to the broker can name.
 MAX_HOSTDEVS: Final = 33
+_VLANS: Final = range(1, 4095)
 #: NUL, and what Python makes of bytes that are not UTF-8.
 _UNSPEAKABLE: Final = re.compile("[\0\ud800-\udfff]")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -182,10 +182,26 @@ def _interface(nic: Interface) -> None:
             nic.at(f"source/@{attribute}").refuse(
                 f"does not go with type='{nic.type}'", f"Write type='{kind}', or leave it out."
             )
-    if nic.type is InterfaceType.USER and nic.bridge is not None:
+    if nic.type in (InterfaceType.USER, InterfaceType.HOSTDEV) and nic.bridge is not None:
         nic.at("source/@bridge").refuse(
-            "does not go with type='user'", "Write type='bridge', or leave it out."
+            f"does not go with type='{nic.type}'", "Write type='bridge', or leave it out."
         )
+    _path(nic.rom_file, nic.at("rom/@file"))
+    if nic.is_hostdev:
+        _host_interface(nic)
+    else:
+        _emulated_interface(nic)
+
+
+def _emulated_interface(nic: Interface) -> None:
+    hostdev = "Write type='hostdev' for a function of a card of the host's, or leave it out."
+    for said, path in (
+        (nic.managed, "@managed"),
+        (nic.source is not None, "source/address"),
+        (nic.vlan is not None, "vlan"),
+    ):
+        if said:
+            nic.at(path).refuse(f"does not go with type='{nic.type}'", hostdev)
     if nic.queues > 1 and (nic.model is not NicModel.VIRTIO or nic.type is InterfaceType.USER):
         nic.at("driver/@queues").refuse(
             "only a virtio interface on a network or bridge can have several queues",
@@ -193,27 +209,59 @@ def _interface(nic: Interface) -> None:
         )
 
 
+def _host_interface(nic: Interface) -> None:
+    """What only an emulated card has; a model says nothing, and libvirt writes one."""
+    for said, path in (
+        (nic.queues > 1, "driver/@queues"),
+        (nic.mtu is not None, "mtu/@size"),
+        (nic.link is LinkState.DOWN, "link/@state"),
+    ):
+        if said:
+            nic.at(path).refuse(
+                "a device of the host has it by its own driver in the guest", "Leave it out."
+            )
+    if nic.vlan is None:
+        return
+    if nic.vlan.trunk or len(nic.vlan.tags) != 1:
+        nic.at("vlan").refuse(
+            "a function of a card has one VLAN, and no trunk of several",
+            "Write <vlan><tag id='42'/></vlan>, or leave it out.",
+        )
+    if nic.vlan_id not in _VLANS:
+        nic.vlan.tags[0].at("@id").refuse(
+            f"there is no VLAN {nic.vlan_id}", "Write a number from 1 to 4094, or no <vlan>."
+        )
+
+
 def _hostdevs(domain: Domain) -> None:
-    for hostdev in domain.hostdevs:
-        check_hostdev(hostdev)
-    places = ((device.host, device.at("source/address")) for device in domain.hostdevs)
+    devices = host_devices(domain)
+    for device in devices:
+        check_hostdev(device)
+    places = ((device.host, device.at("source/address")) for device in devices)
     _differ("host's PCI device", places, "another device's address, or remove the element")
-    if len(domain.hostdevs) > MAX_HOSTDEVS:
-        domain.hostdevs[MAX_HOSTDEVS].where.refuse(
+    if len(devices) > MAX_HOSTDEVS:
+        devices[MAX_HOSTDEVS].where.refuse(
             f"a machine can have {MAX_HOSTDEVS} host devices", "Remove some."
         )
 
 
-def check_hostdev(hostdev: Hostdev) -> None:
+def check_hostdev(hostdev: HostPci) -> None:
     """Refuse a host device that is none, whatever else the machine has.
 
     :raise DefinitionError: as of :func:`check_domain`.
     """
-    _path(hostdev.rom_file, hostdev.at("rom/@file"))
+    if isinstance(hostdev, Interface):
+        _interface(hostdev)
+        if not hostdev.is_hostdev:
+            hostdev.where.refuse(
+                f"type='{hostdev.type}' is no device of the host", "Write type='hostdev'."
+            )
+    else:
+        _path(hostdev.rom_file, hostdev.at("rom/@file"))
     example = "<address domain='0x0000' bus='0x03' slot='0x00' function='0x0'/>"
     if hostdev.source is None:
         hostdev.at("source/address").refuse(
-            "type='pci' needs it", f"Write <source>{example}</source>."
+            f"type='{hostdev.type}' needs it", f"Write <source>{example}</source>."
         )
     try:
         _ = hostdev.source.pci

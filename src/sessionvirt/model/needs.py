@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .devices import InterfaceType
+from .interface import Interface, InterfaceType, host_devices
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .addresses import MacAddress, PciAddress
     from .domain import Domain
+    from .interface import HostPci
 
-__all__ = ["Need", "NeedKind", "PciNeed", "needs", "pci_needs"]
+__all__ = ["Need", "NeedKind", "PciNeed", "needs", "pci_need", "pci_needs"]
 
 
 class NeedKind(StrEnum):
@@ -45,9 +48,11 @@ class Need:
 
 
 def needs(domain: Domain) -> tuple[Need, ...]:
-    """One need for each interface, in order; the wiring of the start answers them in the same."""
+    """One need for each emulated interface, in order; the wiring answers them in the same."""
     found = []
     for index, nic in enumerate(domain.interfaces):
+        if nic.is_hostdev:
+            continue
         found.append(
             Need(
                 NeedKind.USER if nic.type is InterfaceType.USER else NeedKind.TAP,
@@ -71,23 +76,32 @@ class PciNeed:
         goes along anyway.
     :param managed: take it from its driver, and give it back.
     :param driver: the VFIO driver that it is to have; None: the one for it.
+    :param mac: the address that its card is told; None: it keeps the one it has.
+    :param vlan: likewise.
     """
 
     address: PciAddress
     also: tuple[PciAddress, ...]
     managed: bool
     driver: str | None = None
+    mac: MacAddress | None = None
+    vlan: int | None = None
 
 
 def pci_needs(domain: Domain) -> tuple[PciNeed, ...]:
     """One need for each host device, in order."""
-    hosts = [hostdev.host for hostdev in domain.hostdevs]
+    devices = host_devices(domain)
     return tuple(
-        PciNeed(
-            hosts[index],
-            (*hosts[:index], *hosts[index + 1 :]),
-            hostdev.managed,
-            hostdev.driver_model,
-        )
-        for index, hostdev in enumerate(domain.hostdevs)
+        pci_need(device, [one.host for one in devices if one is not device]) for device in devices
     )
+
+
+def pci_need(device: HostPci, others: Sequence[PciAddress]) -> PciNeed:
+    """The need of one of them.
+
+    :param others: which may go along.
+    """
+    need = PciNeed(device.host, tuple(others), device.managed)
+    if isinstance(device, Interface):
+        return replace(need, mac=device.mac, vlan=device.vlan_id)
+    return replace(need, driver=device.driver_model)

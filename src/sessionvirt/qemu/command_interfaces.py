@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sessionvirt.model.devices import NicModel
+from sessionvirt.model.interface import NicModel
 
 from .board import interface_id
+from .command_hostdevs import rom_properties
 from .option import structured
 from .wiring import PasstWiring, TapWiring, UserWiring
 
 if TYPE_CHECKING:
-    from sessionvirt.model.devices import Interface
+    from sessionvirt.model.interface import Interface
 
     from .board import Board
     from .wiring import InterfaceWiring
@@ -32,13 +33,13 @@ _ETHERNET_MTU: Final = 1500
 
 
 def interface_arguments(board: Board) -> list[str]:
-    """Every interface, in order.
+    """Every emulated interface, in order.
 
     :raise ValueError: the wiring is not this domain's.
     """
-    pairs = zip(board.domain.interfaces, board.wiring.interfaces, strict=True)
+    emulated = [pair for pair in enumerate(board.domain.interfaces) if not pair[1].is_hostdev]
     arguments: list[str] = []
-    for index, (nic, wiring) in enumerate(pairs):
+    for (index, nic), wiring in zip(emulated, board.wiring.interfaces, strict=True):
         if nic.mac is not None and nic.mac != wiring.mac:
             raise ValueError(f"interface {index} is {nic.mac}, its wiring {wiring.mac}")
         model = _model(board, nic)
@@ -89,6 +90,7 @@ def _device(
         if isinstance(wiring, TapWiring) and len(wiring.fds) > 1:
             # A vector for each direction of each queue, one for control, one for changes.
             properties |= {"mq": True, "vectors": 2 * len(wiring.fds) + 2}
+    properties |= rom_properties(nic)
     place = board.pci.place(nic, legacy=model in _LEGACY)
     return board.device(_DRIVER[model], name, nic.where, properties | place)
 
