@@ -267,6 +267,7 @@ def test_an_address_is_ones_on_a_card(lab: Lab) -> None:
 def test_one_function_is_not_given_twice_with_two_addresses(lab: Lab) -> None:
     """The second would be told that it has what it has not: its group's steps are done."""
     lab.kind.begun(lab.plan(mac=MAC).shared[0].steps())
+    (lab.first / "driver").unlink()
     lab.tree.bind(lab.first, "vfio-pci")
     for fields in ({"mac": "52:54:00:00:42:02"}, {"vlan": 9}):
         with pytest.raises(Busy, match=f"{FIRST} is in use"):
