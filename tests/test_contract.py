@@ -52,7 +52,7 @@ def test_the_file_has_what_it_should() -> None:
         "pci": 12,
         "plan": 5,
         "requests": 4,
-        "networks": 8,
+        "networks": 9,
         "devices": 14,
         "leases": 9,
         "facts": 13,

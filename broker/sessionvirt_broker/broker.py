@@ -260,21 +260,24 @@ class Broker:
             users = self._leases.listing.network_users(_whose(call.caller.uid))
 
             def row(
-                name: str, type_: str, mode: str, bridge: str, ipv4: str = "", ipv6: str = ""
+                name: str, type_: str, mode: str, bridge: str, mtu: int = 0, *addresses: object
             ) -> dict[str, object]:
+                link = self._host.links.by_name(bridge)
+                own = [str(address) for address in addresses if address]
                 return {
                     "name": name,
                     "type": type_,
                     "mode": mode,
                     "bridge": bridge,
-                    "up": self._host.links.by_name(bridge) is not None,
-                    "ipv4": ipv4,
-                    "ipv6": ipv6,
-                    "leases": users[name],
+                    "up": link is not None,
+                    "mtu": link.mtu if link else mtu,
+                    "ipv4": tuple(address for address in own if ":" not in address),
+                    "ipv6": tuple(address for address in own if ":" in address),
+                    "leases": users[type_, name],
                 }
 
             networks = [
-                row(one.name, "network", one.mode, one.bridge, str(one.ipv4), str(one.ipv6 or ""))
+                row(one.name, "network", one.mode, one.bridge, one.mtu, one.ipv4, one.ipv6)
                 for one in configuration.networks.values()
             ]
             bridges = [row(name, "bridge", "lan", name) for name in sorted(configuration.bridges)]

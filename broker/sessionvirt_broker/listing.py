@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Listing"]
 
+#: A TAP is on one of these.
+_PLACES = ("network", "bridge")
+
 
 class Listing:
     """The lists.
@@ -50,13 +53,15 @@ class Listing:
         rows = (row for row, _ in self._releasing.values())
         return listed + [row for row in rows if uid in (None, row["uid"])]
 
-    def network_users(self, uid: int | None) -> Counter[str]:
-        """How many of a user's (None: everybody's) TAPs are on each network or bridge."""
-        found: Counter[str] = Counter()
+    def network_users(self, uid: int | None) -> Counter[tuple[str, str]]:
+        """How many of a user's (None: everybody's) TAPs are on each ("network" or "bridge", name).
+
+        A network and a bridge of the LAN may have the same name.
+        """
+        found: Counter[tuple[str, str]] = Counter()
         for _, grants in self._of(uid):
             for facts in grants:
-                if name := facts.get("network") or facts.get("bridge"):
-                    found[str(name)] += 1
+                found.update((key, str(facts[key])) for key in _PLACES if facts.get(key))
         return found
 
     def device_holders(self, uid: int | None) -> dict[str, str]:

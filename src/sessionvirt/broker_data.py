@@ -168,9 +168,10 @@ class NetworkInfo:
     """A managed network, or a bridge that the administrator permits.
 
     :param type: "network" or "bridge".
-    :param mode: "nat" or "lan".
-    :param ipv4: the host's address and prefix; may be empty, like ``ipv6``.
-    :param leases: how many the caller has there; for root everybody's.
+    :param mode: "nat", "route", "isolated" or "open"; of a bridge "lan".
+    :param mtu: bytes; 0: there is no such bridge.
+    :param ipv4: the host's addresses with their prefixes; may be empty, like ``ipv6``.
+    :param leases: how many interfaces the caller has there; for root everybody's.
     """
 
     name: str
@@ -178,8 +179,9 @@ class NetworkInfo:
     mode: str
     bridge: str
     up: bool
-    ipv4: str
-    ipv6: str
+    mtu: int
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
     leases: int
 
 
@@ -344,8 +346,9 @@ def read_network(fields: Fields) -> NetworkInfo:
         mode=fields.text("mode"),
         bridge=fields.text("bridge"),
         up=fields.flag("up"),
-        ipv4=fields.text("ipv4"),
-        ipv6=fields.text("ipv6"),
+        mtu=fields.number("mtu"),
+        ipv4=fields.texts("ipv4"),
+        ipv6=fields.texts("ipv6"),
         leases=fields.number("leases"),
     )
 

@@ -61,3 +61,45 @@ def test_answers_have_the_documented_keys_and_types(
         assert lease["lease"].value == path
         client.release(path)
         answer.close()
+
+
+def test_a_network_and_a_bridge_of_one_name(
+    broker: Broker, authority: FakePolkit, alice: User
+) -> None:
+    """Each has its own users, and tells its own facts: as configured, then the kernel's."""
+    broker.configure(
+        "[bridge.twin]\n[bridge.gone]\n"
+        '[network.twin]\nipv4 = "10.9.0.1/24"\nipv6 = "fd00::1/64"\nmtu = 1400\n'
+    )
+    with Client(alice) as client, lan_bridge("twin"):
+        plain = {
+            key: variant.value for key, variant in client.call("ListNetworks", {})[0][0].items()
+        }
+        assert plain == {
+            "name": "twin",
+            "type": "network",
+            "mode": "nat",
+            "bridge": "svn_twin",
+            "up": False,
+            "mtu": 1400,
+            "ipv4": ["10.9.0.1/24"],
+            "ipv6": ["fd00::1/64"],
+            "leases": 0,
+        }
+        serial = client.ask(
+            "Acquire", [tap(None, bridge="twin"), tap(None, bridge="twin")], options(vm="one")
+        )
+        authority.decide(YES, YES)
+        lease = client.lease(serial)
+        rows = client.call("ListNetworks", {})[0]
+        told = [
+            tuple(row[key].value for key in ("name", "type", "up", "mtu", "ipv4", "leases"))
+            for row in rows
+        ]
+        assert told == [
+            ("twin", "network", False, 1400, ["10.9.0.1/24"], 0),
+            ("gone", "bridge", False, 0, [], 0),
+            ("twin", "bridge", True, 1500, [], 2),
+        ]
+        client.release(lease.path)
+        lease.close()

@@ -49,8 +49,8 @@ def run(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_networks(broker: Callable[[str], str]) -> None:
     address = broker("ok")
     assert run(address, "networks").stdout.splitlines() == [
-        "NAME     TYPE     MODE  BRIDGE       STATE  IPV4            IPV6  LEASES",
-        "default  network  nat   svt-default  up     10.213.80.1/20  -     1",
+        "NAME     TYPE     MODE  BRIDGE       STATE  IPV4                        IPV6  LEASES",
+        "default  network  nat   svt-default  up     10.213.80.1/20 10.9.0.1/24  -     1",
     ]
     assert json.loads(run(address, "networks", "--json").stdout) == {
         "version": 1,
@@ -61,8 +61,9 @@ def test_networks(broker: Callable[[str], str]) -> None:
                 "mode": "nat",
                 "bridge": "svt-default",
                 "up": True,
-                "ipv4": "10.213.80.1/20",
-                "ipv6": "",
+                "mtu": 1500,
+                "ipv4": ["10.213.80.1/20", "10.9.0.1/24"],
+                "ipv6": [],
                 "leases": 1,
             }
         ],

@@ -124,8 +124,9 @@ def network(name: str = "default", kind: str = "network") -> dict[str, Variant]:
     return {
         **{key: Variant("s", value) for key, value in texts.items()},
         "up": Variant("b", True),  # noqa: FBT003 - the library's own signature
-        "ipv4": Variant("s", "10.213.80.1/20"),
-        "ipv6": Variant("s", ""),
+        "mtu": Variant("u", 1500),
+        "ipv4": Variant("as", ["10.213.80.1/20", "10.9.0.1/24"]),
+        "ipv6": Variant("as", []),
         "leases": Variant("u", 1),
     }
 

@@ -44,8 +44,8 @@ async def _main(args: argparse.Namespace) -> int:
             network.mode,
             network.bridge,
             "up" if network.up else "down",
-            network.ipv4,
-            network.ipv6,
+            " ".join(network.ipv4),
+            " ".join(network.ipv6),
             str(network.leases),
         )
         for network in networks
