@@ -32,7 +32,10 @@ MAX_DEPTH: Final = 64
 #: More namespace declarations in force at one place are refused: each costs every element below.
 MAX_NAMESPACES: Final = 64
 #: The prefixes that paths in this project use, whatever prefix a document binds.
-NAMESPACES: Final = {"qemu": "http://libvirt.org/schemas/domain/qemu/1.0"}
+NAMESPACES: Final = {
+    "qemu": "http://libvirt.org/schemas/domain/qemu/1.0",
+    "dnsmasq": "http://libvirt.org/schemas/network/dnsmasq/1.0",
+}
 
 _XML_NAMESPACE: Final = "http://www.w3.org/XML/1998/namespace"
 _PREFIX_OF: Final = {uri: prefix for prefix, uri in NAMESPACES.items()}
@@ -135,7 +138,7 @@ def read(document: bytes | str, file: str) -> Node:
     if len(data) > MAX_BYTES:
         Location(file, 1, "/").refuse(
             f"the document has {len(data)} bytes, more than the {MAX_BYTES} allowed",
-            "A domain description is a few kilobytes; check that this is the right file.",
+            "A definition is a few kilobytes; check that this is the right file.",
         )
     parser = expat.ParserCreate("utf-8" if isinstance(document, str) else None)
     builder = _Builder(parser, file)
@@ -149,7 +152,7 @@ def read(document: bytes | str, file: str) -> Node:
     except (LookupError, ValueError) as error:  # the encoding that the document declares
         Location(file, 1, "/").refuse(f"cannot be decoded: {error}", "Write the file as UTF-8.")
     if builder.root is None:  # expat refuses a document without an element
-        Location(file, 1, "/").refuse("no element at all", "A domain begins with <domain>.")
+        Location(file, 1, "/").refuse("no element at all", "Check that this is the right file.")
     return builder.root
 
 
@@ -182,7 +185,7 @@ class _Builder:
         if len(self._open) >= MAX_DEPTH:
             self._here.refuse(
                 f"more than {MAX_DEPTH} elements inside each other",
-                "A domain description is not that deep; check that this is the right file.",
+                "A definition is not that deep; check that this is the right file.",
             )
         scope = self._scopes[-1]
         declared = {
@@ -193,7 +196,7 @@ class _Builder:
         if len(scope) + len(declared) > MAX_NAMESPACES:
             self._here.refuse(
                 f"more than {MAX_NAMESPACES} namespace declarations",
-                "A domain description needs one or two; check that this is the right file.",
+                "A definition needs one or two; check that this is the right file.",
             )
         self._scopes.append(scope | declared if declared else scope)
         node = Node(self._resolve(name), name, self._parser.CurrentLineNumber, attributes)
@@ -232,7 +235,7 @@ class _Builder:
     def _doctype(self, *_what: object) -> None:
         self._here.refuse(
             "a document type declaration is not accepted",
-            "Remove <!DOCTYPE ...>; a domain needs no entities.",
+            "Remove <!DOCTYPE ...>; a definition needs no entities.",
         )
 
 
