@@ -16,6 +16,14 @@ function __sessionvirt_verb
     test (count $argv) -eq 0
 end
 
+# Whether the words so far are the arguments, options left out.
+function __sessionvirt_words
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l said (string match -v -- '-*' $words)
+    test "$said" = "$argv"
+end
+
 # What the broker has of a type: network or bridge. Not what fish would take for something else: a
 # tab begins a description, and a leading ~ is not escaped. The command shows no prompt, and waits
 # two seconds at most.
@@ -38,7 +46,7 @@ complete -c sessionvirt -n __sessionvirt_verb -a run \
 complete -c sessionvirt -n __sessionvirt_verb -a plan \
     -d 'Show what running it would change on this host'
 complete -c sessionvirt -n __sessionvirt_verb -a networks \
-    -d 'List the networks and bridges that machines can join'
+    -d 'List the networks and bridges that machines can join, or show who is on one'
 complete -c sessionvirt -n __sessionvirt_verb -a devices \
     -d 'List the host\'s PCI devices, and whether a machine can have them'
 complete -c sessionvirt -n __sessionvirt_verb -a leases \
@@ -93,5 +101,12 @@ complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases doct
     -d 'For programs: stable, versioned keys'
 complete -c sessionvirt -n '__sessionvirt_verb networks' -l names -x -a 'network bridge' \
     -d 'Only the names of one type'
+complete -c sessionvirt -n '__sessionvirt_verb networks' -l watch \
+    -d 'Look again every second'
+complete -c sessionvirt -n '__sessionvirt_words networks' \
+    -a 'import export (__sessionvirt_names network) (__sessionvirt_names bridge)'
+complete -c sessionvirt -n '__sessionvirt_words networks import' -F
+complete -c sessionvirt -n '__sessionvirt_words networks export' \
+    -a '(__sessionvirt_names network) (__sessionvirt_names bridge)'
 complete -c sessionvirt -n '__sessionvirt_verb devices' -l names \
     -d 'Only the addresses of what can be given to a machine'

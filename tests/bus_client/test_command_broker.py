@@ -48,10 +48,14 @@ def run(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_networks(broker: Callable[[str], str]) -> None:
     address = broker("ok")
-    assert run(address, "networks").stdout.splitlines() == [
-        "NAME     TYPE     MODE  BRIDGE       STATE  IPV4                        IPV6  LEASES",
-        "default  network  nat   svt-default  up     10.213.80.1/20 10.9.0.1/24  -     1",
-    ]
+    head, row = run(address, "networks").stdout.splitlines()
+    assert head.split() == [
+        "NAME", "TYPE", "MODE", "BRIDGE", "STATE", "MTU", "IPV4", "IPV6", "LEASES",
+    ]  # fmt: skip
+    assert row == (
+        "default  network  nat   svt-default  up     1500  10.213.80.1/20 10.9.0.1/24  -     1"
+    )
+    assert head.index("IPV6") == row.index("-     1")
     assert json.loads(run(address, "networks", "--json").stdout) == {
         "version": 1,
         "networks": [

@@ -214,6 +214,8 @@ def answer(mode: str, message: Message) -> Message | None:
     """The reply to a call; None: there is none."""
     if mode.startswith("restarts=") and next(CALLS) <= int(mode.removeprefix("restarts=")):
         return Message.new_error(message, "org.sessionvirt.Broker1.Error.Restarting", "anew")
+    if mode.startswith("looks=") and next(CALLS) > 2 * int(mode.removeprefix("looks=")):
+        os._exit(1)
     if mode == "vanishes":
         os._exit(1)
     if mode == "silent":
@@ -234,6 +236,8 @@ def answer(mode: str, message: Message) -> Message | None:
             if mode == "names":
                 rows += [network(name) for name in ("two\nlines", "\x1b[2J", "two words")]
                 rows += [network("br0", "bridge")]
+            if mode == "import":
+                rows.append(network("import"))
             return Message.new_method_return(message, "aa{sv}", [rows])
         case "ListDevices":
             return Message.new_method_return(message, "aa{sv}", [devices(mode)])

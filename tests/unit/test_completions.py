@@ -85,6 +85,8 @@ def options(one: argparse.ArgumentParser) -> set[str]:
 
 def values(action: argparse.Action) -> set[str]:
     """What can be offered for the value of an option, or for an argument."""
+    if action.dest == "which":
+        return {"home", "lab", "br0", "import", "export"}
     if action.dest == "network":
         return {"user", "none", "home", "lab"}
     if action.dest == "bridge":
@@ -151,6 +153,22 @@ def test_an_address_in_the_middle_of_which_words_end(
     line = f"sessionvirt run --network none {option}{begun}"
     wanted = ["run", "--network", "none", *f"{option}0000:0a:1f.6".split(" ")]
     assert run(shell, place, line) == wanted
+
+
+def test_what_comes_after_import_and_export(shell: str, place: Place) -> None:
+    place.names(network=["home", "lab"], bridge=["br0"])
+    (place.path / "net.xml").touch()
+    lines = {
+        "sessionvirt networks e": {"export"},
+        "sessionvirt networks export ": {"home", "lab", "br0"},
+        "sessionvirt networks --json export l": {"lab"},
+        "sessionvirt networks home ": set(),
+        "sessionvirt networks export home ": set(),
+    }
+    found = offers(shell, place, list(lines))
+    found = [{word for word in words if not word.startswith("-")} for words in found]
+    assert dict(zip(lines, found, strict=True)) == lines
+    assert run(shell, place, "sessionvirt networks import net") == ["networks", "import", "net.xml"]
 
 
 def test_two_addresses(shell: str, place: Place) -> None:

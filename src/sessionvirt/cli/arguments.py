@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _add_guest(plan)
     plan.add_argument("-v", "--verbose", action="store_true", help="and QEMU's command line")
     _add_json(plan)
-    text = "list the networks and bridges that machines can join"
+    text = "list the networks and bridges that machines can join, or show who is on one"
     _add_networks(verbs.add_parser("networks", help=text, description=_sentence(text)))
     text = "list the host's PCI devices, and whether a machine can have them"
     _add_devices(verbs.add_parser("devices", help=text, description=_sentence(text)))
@@ -72,6 +72,29 @@ def _add_json(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_networks(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "sessionvirt networks [-h] [--json | --names TYPE] [--watch] [NAME]\n"
+        "       sessionvirt networks import FILE\n"
+        "       sessionvirt networks export NAME"
+    )
+    parser.add_argument(
+        "which",
+        nargs="?",
+        metavar="NAME",
+        help="show this one, and who is on it; before a second word: 'import' prints a file of "
+        "libvirt's network XML as text for broker.toml, 'export' a network as such XML",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        metavar="FILE",
+        help="what to import ('-': standard input), or the name of what to export",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="look again every second, until q or ^C; all without NAME",
+    )
     form = parser.add_mutually_exclusive_group()
     _add_json(form)
     form.add_argument(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from sessionvirt.broker_client import BrokerClient
 from sessionvirt.broker_data import PciGrant
 
 from . import status
-from .output import print_json, print_table, say
+from .output import moment, print_json, print_table, say
 
 if TYPE_CHECKING:
     import argparse
@@ -56,7 +55,7 @@ def _plain(lease: LeaseInfo) -> dict[str, object]:
 
 def _rows(lease: LeaseInfo) -> list[tuple[str, ...]]:
     """One row for each grant; what belongs to the lease is in the first."""
-    since = time.strftime("%F %T", time.localtime(lease.since))
+    since = moment(lease.since)
     drops = ", ".join(f"{reason} {count}" for reason, count in lease.drops.items() if count)
     shared = (
         *(lease.name[:_SHORT], lease.vm, str(lease.uid)),

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
@@ -23,18 +24,26 @@ if TYPE_CHECKING:
 
     from sessionvirt.errors import SessionvirtError
 
-__all__ = ["paint", "print_error", "print_json", "print_table", "say", "visible"]
+__all__ = [
+    "moment", "one_line", "paint", "print_error", "print_json", "print_json_line", "print_table",
+    "say", "visible",
+]  # fmt: skip
 
 JSON_VERSION: Final = 1
 
 _COLOURS: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
-#: C0 but newline and tab, DEL, C1, and what turns the direction of writing.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: C0 but newline and tab, DEL, C1, what ends a line, and what turns the direction of writing.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
     """Return the text with everything that would control a terminal escaped."""
     return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Return the text as :func:`visible` does, and on one line."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _has_colour(stream: TextIO) -> bool:
@@ -94,9 +103,22 @@ def print_json(values: Mapping[str, object]) -> None:
     print()
 
 
+def moment(seconds: int) -> str:
+    """Return a time since the epoch as a date and time of here; a number that is none as it is."""
+    try:
+        return time.strftime("%F %T", time.localtime(seconds))
+    except (OSError, OverflowError, ValueError):
+        return str(seconds)
+
+
+def print_json_line(values: Mapping[str, object]) -> None:
+    """Write the same as one line, and let go of it at once: it is one of a row."""
+    print(json.dumps({"version": JSON_VERSION, **values}), flush=True)
+
+
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write an aligned table to stdout."""
-    cells = [[visible(cell) or "-" for cell in row] for row in rows]
+    cells = [[one_line(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     for number, row in enumerate([list(heads), *cells]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
