@@ -272,6 +272,22 @@ def test_a_signal_leaves_the_terminal_as_it_was(
         assert one.echoes()
 
 
+@pytest.mark.parametrize("how", ["q", "SIGTERM"])
+def test_a_broker_that_does_not_answer_is_not_waited_for(
+    broker: Callable[[str], str], how: str
+) -> None:
+    """It answered the first look, and half of the second, which is the first on the screen."""
+    with window(broker("mute=3"), "--watch") as one:
+        one.until(ENTER)
+        if how == "q":
+            one.press(b"q")
+        else:
+            one.process.send_signal(signal.SIGTERM)
+        one.until(LEAVE)
+        assert one.process.wait(30) == (0 if how == "q" else 143)
+        assert one.echoes()
+
+
 def test_an_error_is_said_on_the_screen_that_was_there(
     broker: Callable[[str], str],
 ) -> None:

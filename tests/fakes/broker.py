@@ -216,6 +216,8 @@ def answer(mode: str, message: Message) -> Message | None:
         return Message.new_error(message, "org.sessionvirt.Broker1.Error.Restarting", "anew")
     if mode.startswith("looks=") and next(CALLS) > 2 * int(mode.removeprefix("looks=")):
         os._exit(1)
+    if mode.startswith("mute=") and next(CALLS) > int(mode.removeprefix("mute=")):
+        return None
     if mode == "vanishes":
         os._exit(1)
     if mode == "silent":

@@ -38,21 +38,20 @@ _HINT: Final = "q or ^C ends it"
 
 
 class _Ending:
-    """Whether somebody wants it to end, and the exit status of that."""
+    """Whether somebody wants it to end, and the exit status of that.
 
-    def __init__(self) -> None:
-        self.code = status.OK
-        self._wanted = asyncio.Event()
+    :param task: what is ended, wherever it waits: a broker that does not answer is not waited for.
+    """
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self.code: int | None = None
+        self._task = task
 
     def end(self, code: int) -> None:
-        self.code = code
-        self._wanted.set()
-
-    async def within(self, seconds: float) -> bool:
-        """Wait so long, or until it ends."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), seconds)
-        return self._wanted.is_set()
+        """End it; who is first says how."""
+        if self.code is None:
+            self.code = code
+            self._task.cancel()
 
 
 async def until_ended(look: Callable[[], Awaitable[None]], *, drawn: bool) -> int:
@@ -62,13 +61,20 @@ async def until_ended(look: Callable[[], Awaitable[None]], *, drawn: bool) -> in
     :param drawn: on a terminal, the looks are a screen.
     :return: the exit status.
     """
-    ending = _Ending()
+    task = asyncio.current_task()
+    assert task is not None
+    ending = _Ending(task)
     screen = drawn and _can_draw()
     with _signals(ending), _keys(ending, wanted=screen), _screen(wanted=screen):
-        while True:
-            await look()
-            if await ending.within(INTERVAL):
-                return ending.code
+        try:
+            while True:
+                await look()
+                await asyncio.sleep(INTERVAL)
+        except asyncio.CancelledError:
+            if ending.code is None:
+                raise
+            task.uncancel()
+            return ending.code
 
 
 def show(lines: Sequence[str]) -> None:
@@ -139,6 +145,7 @@ def _screen(*, wanted: bool) -> Iterator[None]:
         return
     try:
         sys.stdout.write(_ENTER)
+        sys.stdout.flush()
         yield
     finally:
         # A terminal that is gone need not be put back.
