@@ -37,10 +37,11 @@ XML: Final = (
 )
 
 
-def environment(address: str, **more: str) -> dict[str, str]:
+def environment(address: str) -> dict[str, str]:
     path = os.pathsep.join((str(SOURCE), os.environ.get("PYTHONPATH", "")))
     names = {"PYTHONPATH": path, "DBUS_SYSTEM_BUS_ADDRESS": address, "TZ": "UTC"}
-    return {**os.environ, **names, "TERM": "xterm", "NO_COLOR": "1", **more}
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**plain, **names, "TERM": "xterm", "NO_COLOR": "1"}
 
 
 def run(

@@ -380,6 +380,11 @@ def test_a_mapped_name_is_one_that_the_broker_takes(name: str) -> None:
     assert label == "" or label_of(label) == label
 
 
+@given(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True))
+def test_a_label_that_is_one_already_stays(label: str) -> None:
+    assert label_of(f"{label}.example") == label
+
+
 @given(st.text("abcXYZ019_.-", min_size=1, max_size=15).filter(is_interface_name))
 def test_a_permitted_bridge_has_its_own_name(name: str) -> None:
     assert tomllib.loads(bridge_toml(name)) == {"bridge": {name: {}}}

@@ -124,7 +124,7 @@ def mapped_name(name: str) -> str:
 def label_of(name: str) -> str:
     """Make a host's name in DNS of any text; empty: there is nothing to make it of."""
     plain = "".join(c if c.isascii() else "-" for c in name.partition(".")[0]).lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:63].rstrip("-")
+    return re.sub(r"[^a-z0-9-]+", "-", plain).strip("-")[:63].rstrip("-")
 
 
 def is_domain(text: str) -> bool:
