@@ -72,10 +72,8 @@ def test_a_network_and_a_bridge_of_one_name(
         '[network.twin]\nipv4 = "10.9.0.1/24"\nipv6 = "fd00::1/64"\nmtu = 1400\n'
     )
     with Client(alice) as client, lan_bridge("twin"):
-        plain = {
-            key: variant.value for key, variant in client.call("ListNetworks", {})[0][0].items()
-        }
-        assert plain == {
+        row = client.call("ListNetworks", {})[0][0]
+        assert {key: variant.value for key, variant in row.items()} == {
             "name": "twin",
             "type": "network",
             "mode": "nat",
@@ -95,6 +93,7 @@ def test_a_network_and_a_bridge_of_one_name(
         told = [
             tuple(row[key].value for key in ("name", "type", "up", "mtu", "ipv4", "leases"))
             for row in rows
+            if row["name"].value in ("twin", "gone")
         ]
         assert told == [
             ("twin", "network", False, 1400, ["10.9.0.1/24"], 0),
