@@ -30,6 +30,7 @@ from sessionvirt.cli.arguments import parser
 from sessionvirt.model.domain import parse_domain
 from sessionvirt_broker.config import BUILTIN, Configuration, PciPolicy, _Reader
 from sessionvirt_broker.limits import Limits
+from sessionvirt_broker.networkconfig import Network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,15 +191,25 @@ def test_every_limit_is_in_the_page_with_its_default() -> None:
 
 def test_the_keys_of_a_network_are_those_that_are_read() -> None:
     written = re.findall(r"^``(\w+)``$", section(CONFIGURATION_PAGE, "NETWORKS"), re.M)
-    examples = {"mode": '"nat"', "ipv4": '"10.9.0.1/24"', "ipv6": '"fd00::1/64"', "mtu": "1400"}
+    examples = {
+        "mode": '"nat"',
+        "ipv4": '["10.9.0.1/24", "10.9.2.1/24"]',
+        "ipv6": '"fd00::1/64"',
+        "nat6": "true",
+        "mtu": "1400",
+        "domain": '"example"',
+        "dhcp_options": '{ 42 = "10.9.0.1" }',
+        "host": '{ web = { mac = "52:54:00:00:00:01", ipv4 = "10.9.0.9" } }',
+        "dns": '{ printer = "10.9.0.8" }',
+        "autostart": "true",
+    }
     assert set(written) == set(examples)
     lines = "".join(f"{key} = {examples[key]}\n" for key in written)
     (network,) = configuration(f"[network.x]\n{lines}").networks.values()
-    assert (network.mtu, str(network.ipv4), str(network.ipv6)) == (
-        1400,
-        "10.9.0.1/24",
-        "fd00::1/64",
-    )
+    default = Network(network.name, ())
+    for each in fields(Network):
+        changed = getattr(network, each.name) != getattr(default, each.name)
+        assert changed is (each.name not in ("name", "mode", "own_bridge")), each.name
 
 
 def test_the_examples_of_the_configuration_are_taken() -> None:

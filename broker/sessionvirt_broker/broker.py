@@ -277,7 +277,10 @@ class Broker:
                 }
 
             networks = [
-                row(one.name, "network", one.mode, one.bridge, one.mtu, one.ipv4, one.ipv6)
+                row(
+                    *(one.name, "network", one.mode.value, one.bridge, one.mtu),
+                    *(*one.ipv4, *one.ipv6),
+                )
                 for one in configuration.networks.values()
             ]
             bridges = [row(name, "bridge", "lan", name) for name in sorted(configuration.bridges)]

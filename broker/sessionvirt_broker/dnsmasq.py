@@ -7,7 +7,8 @@ the :class:`Keeper`, a process that was started before the broker gave root's ui
 
 Only hosts that were allocated are answered: one file a TAP in a directory that dnsmasq watches. An
 entry that is removed stays in its memory until it ends; that is harmless as long as an address goes
-to another MAC as late as possible, which ``addresses.py`` sees to.
+to another MAC as late as possible, which ``addresses.py`` sees to. Names lie in a directory of
+their own, whose files dnsmasq also forgets.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from .dnsmasqfile import configuration, host_line, name_lines
 from .errors import HostFailure
+from .networkconfig import PRIVATE, Mode, Network, StaticHost, network_of
 from .steps import Step
+from .wire import Mac
 
 if TYPE_CHECKING:
     import socket
@@ -32,45 +36,63 @@ PROGRAM = "/usr/sbin/dnsmasq"
 _KEEPER_SECONDS = 5.0
 
 
-def configuration(directory: Path, bridge: str, ipv4: str, ipv6: str, mtu: int) -> str:
-    """dnsmasq's configuration file for one network; see dnsmasq(8) for each line."""
-    network4 = ipaddress.IPv4Interface(ipv4).network
-    lines = [
-        f"interface={bridge}",
-        "except-interface=lo",
-        "bind-dynamic",
-        "no-hosts",
-        "domain-needed",
-        "bogus-priv",
-        "pid-file=",
-        "leasefile-ro",
-        "dhcp-authoritative",
-        "no-ping",
-        f"dhcp-lease-max={network4.num_addresses}",
-        f"dhcp-range={network4.network_address},static,{network4.netmask},1h",
-        f"dhcp-option=option:mtu,{mtu}",
-        f"dhcp-hostsdir={directory / 'hosts'}",
-    ]
-    if ipv6:
-        lines += [
-            f"dhcp-range={ipaddress.IPv6Interface(ipv6).network.network_address},static,64,1h",
-            # Router lifetime 0: addresses by DHCPv6, and no default route that leads nowhere.
-            "enable-ra",
-            f"ra-param={bridge},60,0",
-        ]
-    return "\n".join(lines) + "\n"
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkFiles(Step):
-    """The directory that dnsmasq reads."""
+    """The directory that dnsmasq reads. As it has all of the network, the journal has."""
 
     NAME: ClassVar[str] = "network-files"
 
     bridge: str
-    ipv4: str
-    ipv6: str
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
     mtu: int
+    mode: str = Mode.NAT.value
+    nat6: int = 0
+    ipv6_out: int = 0
+    domain: str = ""
+    #: "NUMBER TEXT", "LABEL MAC ADDRESS...", "NAME ADDRESS".
+    options: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, network: Network, *, ipv6_out: bool) -> Self:
+        """The step for a network."""
+        return cls(
+            network.bridge,
+            tuple(map(str, network.ipv4)),
+            tuple(map(str, network.ipv6)),
+            network.mtu,
+            network.mode.value,
+            int(network.nat6),
+            int(ipv6_out),
+            network.domain,
+            tuple(f"{number} {text}" for number, text in network.options),
+            tuple(
+                " ".join((host.label, host.mac, *map(str, host.addresses())))
+                for host in network.hosts
+            ),
+            tuple(f"{name} {address}" for name, address in network.records),
+        )
+
+    def network(self) -> Network:
+        """The network again, as it was started."""
+        options = (one.partition(" ") for one in self.options)
+        records = (one.split(" ") for one in self.records)
+        name = network_of(self.bridge)
+        return Network(
+            name,
+            tuple(map(ipaddress.IPv4Interface, self.ipv4)),
+            tuple(map(ipaddress.IPv6Interface, self.ipv6)),
+            mtu=self.mtu,
+            mode=Mode(self.mode),
+            nat6=bool(self.nat6),
+            domain=self.domain,
+            options=tuple((int(number), text) for number, _, text in options),
+            hosts=tuple(_static_host(*one.split(" ")) for one in self.hosts),
+            records=tuple((name, ipaddress.ip_address(text)) for name, text in records),
+            own_bridge=self.bridge if name == PRIVATE else "",
+        )
 
     def describe(self) -> str:
         return f"write the DHCP and DNS configuration of {self.bridge}"
@@ -83,10 +105,10 @@ class NetworkFiles(Step):
         # Nobody is on this network yet: entries that lie here are of guests that are gone, and
         # their addresses may be somebody else's next.
         shutil.rmtree(directory, ignore_errors=True)
-        for path in (directory, directory / "hosts"):
+        for path in (directory, directory / "hosts", directory / "names"):
             path.mkdir(exist_ok=True)
             path.chmod(0o755)
-        text = configuration(directory, self.bridge, self.ipv4, self.ipv6, self.mtu)
+        text = configuration(directory, self.network(), ipv6_out=bool(self.ipv6_out))
         _publish(directory / "dnsmasq.conf", text)
         return self
 
@@ -96,9 +118,23 @@ class NetworkFiles(Step):
         _part(directory / "dnsmasq.conf").unlink(missing_ok=True)
 
 
+def _static_host(label: str, mac: str, *texts: str) -> StaticHost:
+    host = StaticHost(label, Mac(mac))
+    for address in map(ipaddress.ip_address, texts):
+        if isinstance(address, ipaddress.IPv4Address):
+            host = replace(host, ipv4=address)
+        else:
+            host = replace(host, ipv6=address)
+    return host
+
+
 @dataclass(frozen=True, slots=True)
 class HostEntry(Step):
-    """The addresses that one MAC gets by DHCP."""
+    """The addresses that one MAC gets by DHCP, and its name.
+
+    :param name: its label in DNS; empty: it has none.
+    :param domain: as of the network.
+    """
 
     NAME: ClassVar[str] = "dhcp-host"
 
@@ -106,28 +142,36 @@ class HostEntry(Step):
     ifname: str
     mac: str
     ipv4: str
-    ipv6: str
+    ipv6: tuple[str, ...]
+    name: str = ""
+    domain: str = ""
 
     def describe(self) -> str:
-        return f"let DHCP on {self.bridge} give {self.addresses} to {self.mac}"
+        called = f', called "{self.name}"' if self.name else ""
+        return f"let DHCP on {self.bridge} give {self.addresses} to {self.mac}{called}"
 
     def describe_undo(self) -> str:
         return f"remove {self.mac} from DHCP on {self.bridge}"
 
     @property
     def addresses(self) -> str:
-        """For a person: one or two addresses."""
-        return " and ".join(filter(None, (self.ipv4, self.ipv6)))
+        """For a person: one address or several."""
+        return " and ".join(filter(None, (self.ipv4, *self.ipv6)))
 
     def execute(self, host: Host) -> Self:
-        entry = ",".join([self.mac, self.ipv4, *([f"[{self.ipv6}]"] if self.ipv6 else [])])
-        _publish(host.paths.networks / self.bridge / "hosts" / self.ifname, entry + "\n")
+        directory = host.paths.networks / self.bridge
+        if self.name:
+            lines = name_lines(self.domain, self.name, self.ipv4, self.ipv6)
+            _publish(directory / "names" / self.ifname, lines)
+        entry = host_line(self.mac, self.ipv4, self.ipv6)
+        _publish(directory / "hosts" / self.ifname, entry)
         return self
 
     def undo(self, host: Host) -> None:
-        path = host.paths.networks / self.bridge / "hosts" / self.ifname
-        path.unlink(missing_ok=True)
-        _part(path).unlink(missing_ok=True)
+        for kind in ("hosts", "names"):
+            path = host.paths.networks / self.bridge / kind / self.ifname
+            path.unlink(missing_ok=True)
+            _part(path).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +233,7 @@ class Keeper:
 
 
 def _part(path: Path) -> Path:
-    """Where a file lies until it is whole: outside of ``hosts``."""
+    """Where a file lies until it is whole: outside of ``hosts`` and ``names``."""
     return path.parent.parent / f".{path.name}.part"
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hold
-from .config import BRIDGE_PREFIX
 from .diagnose import boot_id
 from .errors import HostFailure
 from .firewall import Firewall
@@ -30,6 +29,7 @@ from .kinds import STEPS, resource_kinds
 from .lease import RECORD_PREFIX
 from .leases import Leases
 from .netlink import Links
+from .networkconfig import BRIDGE_PREFIX
 from .tap import TAP_PREFIX
 from .vfio import Vfio
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import HostFailure
-from .ruleset import MARKER, REASONS, RULESET
+from .networkconfig import Mode
+from .ruleset import MARKER, MARKERS, REASONS, RULESET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +40,11 @@ _BRIDGE_SETS = (
     "peers",
     *(f"dropped_{reason}" for reason in REASONS),
 )
-_INET_SETS = ("networks4", "gateways4", "gateways6")
+_INET_SETS = (
+    *("networks4", "networks6", "masqueraded4", "masqueraded6", "inward4", "inward6"),
+    *("open_bridges", "gateways4", "gateways6", "uplinks", "uplinks6"),
+)
+_UPLINKS = {4: "uplinks", 6: "uplinks6"}
 
 
 class TablesState(enum.StrEnum):
@@ -86,22 +91,40 @@ class TapRules:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRules:
-    """One managed network: its gateway's addresses, with prefix length."""
+    """One managed network: its mode, and its gateway's addresses with prefix length."""
 
-    ipv4: str
-    ipv6: str
+    bridge: str
+    mode: Mode
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
+    nat6: bool
 
     def elements(self) -> list[tuple[str, object]]:
         """Set and element of ``table inet``."""
-        interface = ipaddress.IPv4Interface(self.ipv4)
-        prefix = {
-            "prefix": {
-                "addr": str(interface.network.network_address),
-                "len": interface.network.prefixlen,
-            }
-        }
-        gateway6 = [("gateways6", self.ipv6.partition("/")[0])] if self.ipv6 else []
-        return [("networks4", prefix), ("gateways4", str(interface.ip)), *gateway6]
+        gateways = [
+            (f"gateways{ipaddress.ip_interface(one).version}", one.partition("/")[0])
+            for one in (*self.ipv4, *self.ipv6)
+        ]
+        prefixes = [
+            (f"{word}{version}", _prefix(one))
+            for version, ranges in ((4, self.ipv4), (6, self.ipv6))
+            for word in self._sets(version)
+            for one in ranges
+        ]
+        opened = [("open_bridges", self.bridge)] if self.mode is Mode.OPEN else []
+        return [*prefixes, *gateways, *opened]
+
+    def _sets(self, version: int) -> tuple[str, ...]:
+        if self.mode is Mode.ROUTE:
+            return ("networks", "inward")
+        if self.mode is Mode.NAT and (version == 4 or self.nat6):
+            return ("networks", "masqueraded")
+        return ()
+
+
+def _prefix(interface: str) -> dict[str, object]:
+    network = ipaddress.ip_interface(interface).network
+    return {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
 
 
 def link_local(mac: str) -> ipaddress.IPv6Address:
@@ -118,7 +141,7 @@ class Firewall:
         self._context: Any = None
         self._taps: dict[str, TapRules] = {}
         self._networks: set[NetworkRules] = set()
-        self._uplinks: frozenset[int] = frozenset()
+        self._uplinks: dict[int, frozenset[int]] = {}
 
     @property
     def _nft(self) -> Any:
@@ -130,7 +153,10 @@ class Firewall:
         return self._context
 
     def state(self) -> TablesState:
-        """What is there under our name. PRESENT: both tables, with our marker."""
+        """What is there under our name. PRESENT: both tables, with our marker.
+
+        An earlier edition counts as absent: it is replaced before anything is given.
+        """
         found = {self._state_of(table) for table in (_BRIDGE, _INET)}
         for state in (TablesState.FOREIGN, TablesState.ABSENT):
             if state in found:
@@ -138,12 +164,21 @@ class Firewall:
         return TablesState.PRESENT
 
     def _state_of(self, table: tuple[str, str]) -> TablesState:
+        markers = self._markers(table)
+        if markers is None:
+            return TablesState.ABSENT
+        if not markers:
+            return TablesState.FOREIGN
+        return TablesState.PRESENT if MARKER in markers else TablesState.ABSENT
+
+    def _markers(self, table: tuple[str, str]) -> set[str] | None:
+        """The markers in the table of our name; None: there is no such table."""
         family, name = table
         if name not in {t["table"]["name"] for t in self._list("tables", {"family": family})}:
-            return TablesState.ABSENT
+            return None
         chains = self._list("chains", {"family": family})
-        ours = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
-        return TablesState.PRESENT if MARKER in ours else TablesState.FOREIGN
+        named = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
+        return {one for one in named if MARKERS.fullmatch(one)}
 
     def adopt(self, taps: Iterable[TapRules], networks: Iterable[NetworkRules]) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
@@ -176,13 +211,14 @@ class Firewall:
             self._discard(_INET, rules.elements())
             self._networks.discard(rules)
 
-    def set_uplinks(self, uplinks: frozenset[int]) -> None:
+    def set_uplinks(self, version: int, uplinks: frozenset[int]) -> None:
         """The interfaces whose forwarding we turned on: they forward to our networks only."""
-        if uplinks == self._uplinks:
+        if uplinks == self._uplinks.get(version, frozenset()):
             return
-        self._uplinks = uplinks
-        flush = {"flush": {"set": _named(_INET, "uplinks")}}
-        self._change([flush, *_commands("add", _INET, [("uplinks", i) for i in sorted(uplinks)])])
+        self._uplinks[version] = uplinks
+        name = _UPLINKS[version]
+        flush = {"flush": {"set": _named(_INET, name)}}
+        self._change([flush, *_commands("add", _INET, [(name, i) for i in sorted(uplinks)])])
 
     def ensure(self) -> None:
         """Have the tables there.
@@ -197,11 +233,11 @@ class Firewall:
 
         :raise HostFailure: one is still there.
         """
-        ours = [one for one in (_BRIDGE, _INET) if self._state_of(one) is TablesState.PRESENT]
+        ours = [one for one in (_BRIDGE, _INET) if self._markers(one)]
         tables: Commands = [{"delete": {"table": {"family": f, "name": n}}} for f, n in ours]
         if tables and not self._run(tables):
             raise HostFailure("the host refused to delete the firewall tables")
-        self._uplinks = frozenset()
+        self._uplinks = {}
 
     def drops(self) -> dict[str, dict[str, int]]:
         """Frames dropped: interface to reason to count; reasons of zero are left out."""
@@ -233,11 +269,7 @@ class Firewall:
         if state is TablesState.FOREIGN:
             raise HostFailure("the host has a foreign nft table named sessionvirt")
         if state is TablesState.ABSENT:
-            # One of the two may be there: the text makes both or none.
-            for family, name in (_BRIDGE, _INET):
-                self._nft.json_cmd(
-                    {"nftables": [{"delete": {"table": {"family": family, "name": name}}}]}
-                )
+            # One of the two may be there, or an earlier edition: the text replaces both.
             # PRIVILEGE: CAP_NET_ADMIN; the one text that nft parses, and it is a constant.
             code, _, message = self._nft.cmd(RULESET)
             if code:
@@ -245,11 +277,15 @@ class Firewall:
                 raise HostFailure("the host refused the fixed firewall rules")
         taps = [element for rules in self._taps.values() for element in rules.elements()]
         networks = [element for rules in self._networks for element in rules.elements()]
-        uplinks = [("uplinks", index) for index in sorted(self._uplinks)]
+        uplinks = [
+            (_UPLINKS[version], index)
+            for version, indexes in self._uplinks.items()
+            for index in sorted(indexes)
+        ]
         # Maps are flushed by the same name as sets in nft's JSON, but for "owners".
         flushes: Commands = [
             {"flush": {"map" if name == "owners" else "set": _named(table, name)}}
-            for table, names in ((_BRIDGE, _BRIDGE_SETS), (_INET, (*_INET_SETS, "uplinks")))
+            for table, names in ((_BRIDGE, _BRIDGE_SETS), (_INET, _INET_SETS))
             for name in names
             if not name.startswith("dropped_")
         ]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .dnsmasq import Keeper
     from .firewall import Firewall
     from .netlink import Links
@@ -30,6 +29,7 @@ class Paths:
     proc_net: Path
     #: The kernel's modules.alias, wherever it is shown to the broker.
     aliases: Path
+    ipv6_routes: Path = Path("/proc/net/ipv6_route")
 
     @property
     def records(self) -> Path:

@@ -23,8 +23,8 @@ import sys
 import time
 from pathlib import Path
 
-from .config import BRIDGE_PREFIX
 from .dnsmasq import PROGRAM
+from .networkconfig import BRIDGE_PREFIX
 
 _BRIDGE = re.compile(re.escape(BRIDGE_PREFIX) + r"[a-z][a-z0-9_]{0,10}")
 #: A dnsmasq that ends by itself is started again, at most once in this time.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from .devices import Devices
 from .dnsmasq import HostEntry, NetworkFiles, RunDnsmasq
-from .forwarding import Forward
+from .forwarding import BridgeForward, Forward
 from .hostdev import PciKind
-from .network import Bridge, BridgeForward, FirewallTables, NetworkFilter
+from .network import Bridge, FirewallTables, NetworkFilter
 from .pcinames import PciNames
 from .tap import AttachTap, CreateTap, FilterTap, TapKind
 from .variants import Variants

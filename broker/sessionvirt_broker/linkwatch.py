@@ -15,8 +15,8 @@ from .listener import KernelListener
 
 # linux/rtnetlink.h
 _RTMGRP_LINK = 0x1
-_RTMGRP_IPV4_ROUTE = 0x40
-_RTNLGRP_IPV4_NETCONF = 24
+_RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE = 0x40, 0x400
+_RTNLGRP_IPV4_NETCONF, _RTNLGRP_IPV6_NETCONF = 24, 25
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
@@ -49,8 +49,10 @@ class LinkWatch(KernelListener):
     """The socket."""
 
     def __init__(self) -> None:
-        super().__init__(socket.NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_IPV4_ROUTE)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_IPV4_NETCONF)
+        routes = _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE
+        super().__init__(socket.NETLINK_ROUTE, _RTMGRP_LINK | routes)
+        for group in (_RTNLGRP_IPV4_NETCONF, _RTNLGRP_IPV6_NETCONF):
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
 
     def changes(self) -> Changes:
         """Everything heard since the last call."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import ipaddress
     from collections.abc import Iterable, Mapping
 
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT (linux/rtnetlink.h). IPv6 has one of these for
+#: everything, by the interface lo.
+_TO_NOWHERE = frozenset({6, 7, 8})
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.EINVAL})
 
 
@@ -265,16 +269,22 @@ class Links:
                 if getattr(error, "code", None) not in _ABSENT:
                     raise
 
-    def route_interfaces(self, prefix: ipaddress.IPv4Network) -> frozenset[int]:
-        """The interfaces with an IPv4 route that overlaps ``prefix``, default routes left out."""
+    def route_interfaces(
+        self, prefix: ipaddress.IPv4Network | ipaddress.IPv6Network
+    ) -> frozenset[int]:
+        """The interfaces with a route that overlaps ``prefix``, default routes left out.
+
+        So are routes to nowhere: who has a prefix delegated has one for all of it that is not in
+        use (RFC 7084, WPD-5), and gives parts of it to networks like ours.
+        """
         import ipaddress
 
         found = set()
-        for message in self._ip.get_routes(family=socket.AF_INET):
+        for message in self._ip.get_routes(family=_FAMILIES[prefix.version]):
             target, interface = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
-            if target is None or interface is None:
+            if target is None or interface is None or message["type"] in _TO_NOWHERE:
                 continue
-            if prefix.overlaps(ipaddress.IPv4Network(f"{target}/{message['dst_len']}")):
+            if prefix.overlaps(ipaddress.ip_network(f"{target}/{message['dst_len']}")):
                 found.add(int(interface))
         return frozenset(found)
 
@@ -297,11 +307,13 @@ class Links:
                     found |= {*hops, message.get_attr("RTA_OIF")} - {None}
         return frozenset(int(ifindex) for ifindex in found)
 
-    def uplinks(self) -> dict[int, str]:
-        """The interfaces with an IPv4 default route: ifindex to name."""
+    def uplinks(self, version: int = 4) -> dict[int, str]:
+        """The interfaces with a default route of IPv4 or 6: ifindex to name."""
         found: dict[int, str] = {}
-        for message in self._ip.get_routes(family=socket.AF_INET):
+        for message in self._ip.get_routes(family=_FAMILIES[version]):
             if message["dst_len"] != 0 or message.get_attr("RTA_DST") is not None:
+                continue
+            if message["type"] in _TO_NOWHERE:
                 continue
             hops = [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()]
             for interface in filter(None, [message.get_attr("RTA_OIF"), *hops]):

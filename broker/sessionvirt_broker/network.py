@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A managed network: its bridge, addresses, NAT, DHCP. Made for the first guest, gone with the
+"""A managed network: its bridge, addresses, way out, DHCP. Made for the first guest, gone with the
 last.
 
 The order matters: rules before the bridge is up, dnsmasq's files before the bridge exists (udev
@@ -18,20 +18,24 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from .addresses import derived_mac
 from .dnsmasq import NetworkFiles, RunDnsmasq
-from .errors import DeviceUnsafe
+from .errors import DeviceUnsafe, NotSupported
 from .firewall import NetworkRules
-from .forwarding import Forward, is_global
+from .forwarding import BridgeForward, refuse_ipv6, uplink_steps
 from .kind import Shared
+from .networkconfig import Mode
 from .steps import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from .config import Network
     from .host import Host
+    from .networkconfig import Network
 
 FIREWALL = "firewall"
 FORWARDING = "forwarding"
+FORWARDING6 = "forwarding6"
+#: Of a record of uplinks, the IP version.
+UPLINKS_OF = {FORWARDING: 4, FORWARDING6: 6}
 
 
 def record_id(bridge: str) -> str:
@@ -61,23 +65,41 @@ class FirewallTables(Step):
 
 @dataclass(frozen=True, slots=True)
 class NetworkFilter(Step):
-    """What the network's prefix may do at layer 3."""
+    """What the network may do at layer 3."""
 
     NAME: ClassVar[str] = "network-filter"
 
-    ipv4: str
-    ipv6: str
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
+    bridge: str = ""
+    mode: str = Mode.NAT.value
+    nat6: int = 0
 
     def describe(self) -> str:
-        prefix = ipaddress.IPv4Interface(self.ipv4).network
-        return f"let {prefix} out by NAT, and to this host for DHCP and DNS only"
+        prefixes = self._prefixes()
+        to_host = "to this host for DHCP and DNS only"
+        match Mode(self.mode):
+            case Mode.NAT:
+                return f"let {prefixes} out by NAT, and {to_host}"
+            case Mode.ROUTE:
+                return f"let {prefixes} out and in, and {to_host}"
+            case Mode.ISOLATED:
+                return f"let {prefixes} go nowhere, but {to_host}"
+            case Mode.OPEN:
+                return f"let {prefixes} out and in, and to all of this host"
 
     def describe_undo(self) -> str:
-        return f"remove {ipaddress.IPv4Interface(self.ipv4).network} from the nft sets"
+        return f"remove {self._prefixes()} from the nft sets"
+
+    def _prefixes(self) -> str:
+        way_out = Mode(self.mode) is not Mode.NAT or self.nat6 or not self.ipv4
+        shown = (*self.ipv4, *(self.ipv6 if way_out else ()))
+        return " and ".join(str(ipaddress.ip_interface(one).network) for one in shown)
 
     def rules(self) -> NetworkRules:
         """For the firewall."""
-        return NetworkRules(self.ipv4, self.ipv6)
+        mode = Mode(self.mode)
+        return NetworkRules(self.bridge, mode, self.ipv4, self.ipv6, nat6=bool(self.nat6))
 
     def execute(self, host: Host) -> Self:
         host.firewall.add_network(self.rules())
@@ -96,12 +118,12 @@ class Bridge(Step):
     bridge: str
     mac: str
     mtu: int
-    ipv4: str
-    ipv6: str
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
     ifindex: int = 0
 
     def describe(self) -> str:
-        addresses = " and ".join(filter(None, (self.ipv4, self.ipv6)))
+        addresses = " and ".join((*self.ipv4, *self.ipv6))
         return f"create the bridge {self.bridge} with {addresses}"
 
     def describe_undo(self) -> str:
@@ -114,10 +136,12 @@ class Bridge(Step):
         except FileExistsError as error:
             raise DeviceUnsafe(f"an interface {self.bridge} exists and is not ours") from error
         try:
-            links.add_address(ifindex, ipaddress.IPv4Interface(self.ipv4))
+            for one in self.ipv4:
+                links.add_address(ifindex, ipaddress.IPv4Interface(one))
             # A host without IPv6 has a network without IPv6.
-            if self.ipv6 and (host.paths.proc_net / "ipv6").is_dir():
-                links.add_address6(ifindex, ipaddress.IPv6Interface(self.ipv6))
+            if (host.paths.proc_net / "ipv6").is_dir():
+                for one in self.ipv6:
+                    links.add_address6(ifindex, ipaddress.IPv6Interface(one))
             links.up(ifindex)
         except BaseException:
             links.delete(ifindex)
@@ -134,69 +158,61 @@ class Bridge(Step):
 
 def shared(network: Network, host: Host, machine_id: str) -> tuple[Shared, ...]:
     """Everything a guest's network needs, in order."""
-    ipv4, ipv6 = str(network.ipv4), str(network.ipv6 or "")
     bridge = network.bridge
+    ipv6_out = has_ipv6_out(network, host)
+    forwards4 = bool(network.ipv4) and network.mode is not Mode.ISOLATED
 
     def network_steps() -> Sequence[Step]:
         mac = derived_mac(machine_id, "bridge", bridge)
+        ipv4, ipv6 = tuple(map(str, network.ipv4)), tuple(map(str, network.ipv6))
+        forward = BridgeForward(bridge, int(forwards4), int(ipv6_out))
         return (
-            NetworkFiles(bridge, ipv4, ipv6, network.mtu),
-            NetworkFilter(ipv4, ipv6),
+            NetworkFiles.of(network, ipv6_out=ipv6_out),
+            NetworkFilter(ipv4, ipv6, bridge, network.mode.value, int(network.nat6)),
             Bridge(bridge, mac, network.mtu, ipv4, ipv6),
             *(() if is_systemd() else (RunDnsmasq(bridge),)),
-            BridgeForward(bridge),
+            *((forward,) if forwards4 or ipv6_out else ()),
         )
 
+    uplinks = [*[FORWARDING] * forwards4, *[FORWARDING6] * ipv6_out]
     return (
         Shared(FIREWALL, lambda: (FirewallTables(),)),
-        Shared(FORWARDING, lambda: uplink_steps(host)),
+        *(Shared(one, _uplinks(host, UPLINKS_OF[one])) for one in uplinks),
         Shared(record_id(bridge), network_steps),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class BridgeForward(Step):
-    """Forwarding of the bridge itself; it goes when the bridge does."""
-
-    NAME: ClassVar[str] = "bridge-forward"
-
-    bridge: str
-
-    def describe(self) -> str:
-        return f"forward IPv4 that comes in by {self.bridge}"
-
-    def describe_undo(self) -> str:
-        return "nothing: it ends with the bridge"
-
-    def execute(self, host: Host) -> Self:
-        Forward(self.bridge, host.links.index_of(self.bridge), former=0).execute(host)
-        return self
-
-    def undo(self, host: Host) -> None:
-        pass
+def _uplinks(host: Host, version: int) -> Callable[[], Sequence[Step]]:
+    return lambda: uplink_steps(host, version)
 
 
-def uplink_steps(host: Host) -> tuple[Forward, ...]:
-    """Forwarding of the interfaces with a default route; none where the whole host forwards."""
-    if is_global(host.paths.proc_net):
-        return ()
-    uplinks = sorted(host.links.uplinks().items())
-    return tuple(Forward.of(name, index, host.paths.proc_net) for index, name in uplinks)
+def has_ipv6_out(network: Network, host: Host) -> bool:
+    """Whether IPv6 goes beyond this host from this network, as both are.
 
-
-def collision(network: Network, host: Host) -> None:
-    """Refuse a network that the host has a route into already.
-
-    :raise DeviceUnsafe: names the interface.
+    In the mode "open" it does where it can be had; what goes where is the administrator's there.
     """
+    if network.mode is Mode.OPEN and network.ipv6:
+        return not refuse_ipv6(host)
+    return network.wants_ipv6_out
+
+
+def refuse_unfit(network: Network, host: Host) -> None:
+    """Refuse a network that this host cannot have: it is to be whole, or not at all.
+
+    :raise DeviceUnsafe: the host has a route into it already; names the interface.
+    :raise NotSupported: its IPv6 cannot go out.
+    """
+    if network.wants_ipv6_out and (reason := refuse_ipv6(host)):
+        raise NotSupported(f"network {network.name}: {reason}")
     own = host.links.by_name(network.bridge)
-    for ifindex in host.links.route_interfaces(network.ipv4.network):
-        if own is None or ifindex != own.ifindex:
-            link = host.links.by_index(ifindex)
-            raise DeviceUnsafe(
-                f"network {network.name}: {network.ipv4.network} overlaps a route of the host"
-                f" by {link.name if link else 'an interface'}"
-            )
+    for prefix in network.prefixes:
+        for ifindex in host.links.route_interfaces(prefix):
+            if own is None or ifindex != own.ifindex:
+                link = host.links.by_index(ifindex)
+                raise DeviceUnsafe(
+                    f"network {network.name}: {prefix} overlaps a route of the host"
+                    f" by {link.name if link else 'an interface'}"
+                )
 
 
 def is_systemd() -> bool:

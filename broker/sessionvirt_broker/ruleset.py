@@ -10,8 +10,17 @@ matches no permission and is cut off, never let through unfiltered.
 
 ``table bridge`` judges frames that come *from* a guest, before the bridge learns their address
 (prerouting is before br_fdb_update()), and frames from guest to guest. ``table inet`` keeps guests
-off the host and each other at layer 3 and lets them out by NAT. An accept here ends this table
-only; another's drop stays a drop, and ``sessionvirt doctor`` names it.
+off the host and each other at layer 3 and lets them out. An accept here ends this table only;
+another's drop stays a drop, and ``sessionvirt doctor`` names it.
+
+A network's mode is which of the sets of ``table inet`` its prefixes are in: ``networks`` may go
+out, ``masqueraded`` by NAT, ``inward`` may be reached from outside; of an isolated network only the
+gateway's address is known. An open network's bridge is in ``open_bridges``, and nothing at layer 3
+is judged there, but that networks, and users, stay apart in every mode. Whoever comes from outside
+with an address of a guest is none.
+
+The text takes away what an earlier edition of ours has left, and stands in its place in the same
+transaction: at no time is there nothing.
 
 Each reason for a drop is a chain that ends in a set with one counting element a TAP: counters by VM
 and reason, at a hash look-up's price, and dropped all the same where the element is missing.
@@ -51,6 +60,8 @@ the same field as raw payload has the type "integer".
 
 from __future__ import annotations
 
+import re
+
 #: The reasons, in the order in which a frame meets them; ListLeases reports by these words.
 REASONS = (
     "mac",
@@ -67,7 +78,9 @@ REASONS = (
 )
 
 #: A chain of this name in both tables says that they are ours, and which edition.
-MARKER = "sessionvirt_1"
+MARKER = "sessionvirt_2"
+#: Of any edition; one that an earlier broker left is replaced, in one transaction.
+MARKERS = re.compile(r"sessionvirt_[0-9]{1,4}")
 
 
 def _reason(name: str) -> str:
@@ -83,6 +96,12 @@ def _reason(name: str) -> str:
 
 
 RULESET = (
+    """
+table bridge sessionvirt
+delete table bridge sessionvirt
+table inet sessionvirt
+delete table inet sessionvirt
+"""
     f"""
 table bridge sessionvirt {{
   chain {MARKER} {{
@@ -213,6 +232,29 @@ table inet sessionvirt {
     type ipv4_addr
     flags interval
   }
+  set networks6 {
+    type ipv6_addr
+    flags interval
+  }
+  set masqueraded4 {
+    type ipv4_addr
+    flags interval
+  }
+  set masqueraded6 {
+    type ipv6_addr
+    flags interval
+  }
+  set inward4 {
+    type ipv4_addr
+    flags interval
+  }
+  set inward6 {
+    type ipv6_addr
+    flags interval
+  }
+  set open_bridges {
+    type ifname
+  }
   set gateways4 {
     type ipv4_addr
   }
@@ -220,6 +262,9 @@ table inet sessionvirt {
     type ipv6_addr
   }
   set uplinks {
+    type iface_index
+  }
+  set uplinks6 {
     type iface_index
   }
   counter to_host {
@@ -242,23 +287,39 @@ table inet sessionvirt {
   }
   chain input {
     type filter hook input priority -10; policy accept;
+    iifname @open_bridges accept
     iifname "svn_*" goto to_host
     iifname "svt*" counter name to_host drop
+  }
+  chain outward {
+    ip saddr @networks4 accept
+    ip6 saddr @networks6 accept
+    counter name stray drop
+  }
+  chain inward {
+    ct state established,related accept
+    ip saddr @networks4 counter name stray drop
+    ip6 saddr @networks6 counter name stray drop
+    ip daddr @inward4 accept
+    ip6 daddr @inward6 accept
+    counter name stray drop
   }
   chain forward {
     type filter hook forward priority -10; policy accept;
     iifname "svn_*" oifname "svn_*" meta mark 0x73760001 accept
     iifname "svn_*" oifname "svn_*" counter name apart drop
-    iifname "svn_*" ip saddr @networks4 accept
-    iifname "svn_*" counter name stray drop
-    oifname "svn_*" ct state established,related accept
-    oifname "svn_*" counter name stray drop
+    iifname @open_bridges accept
+    oifname @open_bridges accept
+    iifname "svn_*" goto outward
+    oifname "svn_*" goto inward
     iifname "svt*" counter name stray drop
-    iif @uplinks counter name stray drop
+    meta nfproto ipv4 iif @uplinks counter name stray drop
+    meta nfproto ipv6 iif @uplinks6 counter name stray drop
   }
   chain postrouting {
     type nat hook postrouting priority 100; policy accept;
-    ip saddr @networks4 oifname != "svn_*" masquerade
+    ip saddr @masqueraded4 oifname != "svn_*" masquerade
+    ip6 saddr @masqueraded6 oifname != "svn_*" masquerade
   }
 }
 """

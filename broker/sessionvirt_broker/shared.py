@@ -7,14 +7,15 @@ when it is, and ``for`` the uid whose alone it is, where it is one user's. Worke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from .errors import BrokerError, HostFailure
-from .forwarding import Forward
+from .forwarding import BridgeForward, Forward, uplink_steps
 from .journal import Journal, Record
-from .network import FORWARDING, BridgeForward, uplink_steps
+from .network import UPLINKS_OF
 from .steps import carry_out, take_back
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from .host import Host
     from .kind import Adopted, ResourceKind, Shared
-    from .steps import Step
     from .undo import Undo
 
 log = logging.getLogger(__name__)
@@ -70,23 +70,28 @@ class SharedResources:
                 self._undo.record(record)
                 for kind in self._kinds.values():
                     kind.ended(former)
+                if shared_id in UPLINKS_OF:
+                    with contextlib.suppress(BrokerError):  # the next change puts it right
+                        self._restrict_uplinks()
 
     def refresh_uplinks(self) -> None:
-        """The default route or global forwarding changed: follow."""
-        record = self._records.get(FORWARDING)
-        if record is None:
-            return
+        """A default route or global forwarding changed: follow."""
+        for shared_id, version in UPLINKS_OF.items():
+            if record := self._records.get(shared_id):
+                self._refresh(record, version)
+        self._forward_again()
+        self._restrict_uplinks()
+
+    def _refresh(self, record: Record, version: int) -> None:
         steps = record.parts.setdefault("", [])
         have = {step.ifindex: step for step in steps if isinstance(step, Forward)}
-        want = {step.ifindex: step for step in uplink_steps(self._host)}
+        want = {step.ifindex: step for step in uplink_steps(self._host, version)}
         for ifindex in have.keys() - want.keys():
             if not take_back([have[ifindex]], self._host):
                 steps.remove(have[ifindex])
         for ifindex in want.keys() - have.keys():
             self._forward(record, want[ifindex])
         self._journal.write(record)
-        self._forward_again()
-        self._restrict_uplinks()
 
     # Section: a new broker
 
@@ -133,7 +138,7 @@ class SharedResources:
                 kind.ended(steps)
             raise
         self._records[shared.id] = record
-        if shared.id == FORWARDING:
+        if shared.id in UPLINKS_OF:
             self._restrict_uplinks()
 
     def _forward(self, record: Record, step: Forward) -> None:
@@ -154,10 +159,12 @@ class SharedResources:
                 if mine or isinstance(step, BridgeForward):
                     try:
                         step.execute(self._host)
-                    except OSError:
+                    except (OSError, BrokerError):
                         log.warning("cannot %s", step.describe())
 
     def _restrict_uplinks(self) -> None:
-        steps: list[Step] = self._records[FORWARDING].parts.get("", [])
-        turned_on = {s.ifindex for s in steps if isinstance(s, Forward) and not s.former}
-        self._host.firewall.set_uplinks(frozenset(turned_on))
+        for shared_id, version in UPLINKS_OF.items():
+            record = self._records.get(shared_id)
+            steps = record.parts.get("", []) if record else []
+            turned_on = {s.ifindex for s in steps if isinstance(s, Forward) and not s.former}
+            self._host.firewall.set_uplinks(version, frozenset(turned_on))

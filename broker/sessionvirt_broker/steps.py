@@ -62,7 +62,10 @@ class Step(abc.ABC):
 
 
 def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
-    """A step from the journal; a field that its writer did not know has its default.
+    """A step from the journal; an upgrade may have changed its form since it was written.
+
+    A field that the writer did not know has its default, and what was one string is a list of one
+    (of none, where it was empty) where the field has become a list.
 
     :raise ValueError: it is not one of ours; the message names the field.
     """
@@ -77,6 +80,8 @@ def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
         if item.name not in raw and item.default is not MISSING:
             continue
         if item.type == "tuple[str, ...]":
+            if isinstance(value, str):
+                value = [value] if value else []
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 raise ValueError(f"{cls.NAME}.{item.name}: not a list of strings")
             values[item.name] = tuple(value)

@@ -9,20 +9,20 @@ it back deletes it by index, whatever was done to it.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from . import network as managed
-from .addresses import DERIVED_PREFIX, AddressBook, addresses_of, derived_mac
-from .config import BRIDGE_PREFIX, Network
+from .addresses import DERIVED_PREFIX, AddressBook, Addresses, derived_mac
 from .dnsmasq import HostEntry, NetworkFiles
 from .errors import Busy, DeviceUnsafe, InvalidRequest, NotFound, NotSupported
 from .firewall import TapRules, link_local
+from .guestnames import NameBook
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
+from .networkconfig import BRIDGE_PREFIX, Network, network_of
 from .steps import Step
 from .tun import create
 from .wire import PORT_PREFIX, BridgeName, Mac, NetworkName, bridge_name, mac, network_name, shown
@@ -173,6 +173,7 @@ class TapKind:
         self._machine_id = machine_id
         self._sys_class_net = sys_class_net
         self._books: dict[str, AddressBook] = {}
+        self._names: dict[str, NameBook] = {}
         #: Networks that are up, as they were started: broker.toml may say otherwise by now.
         self._up: dict[str, Network] = {}
         #: On LAN bridges. One set for all: what two bridges are connected to is not known here.
@@ -209,7 +210,7 @@ class TapKind:
             if not managed.is_systemd() and host.keeper is None:
                 raise NotSupported("nothing on this host starts dnsmasq for a managed network")
             if network.bridge not in self._up:
-                managed.collision(network, host)
+                managed.refuse_unfit(network, host)
             self._book(network.bridge).peek(network, address)
             return Offer(
                 action="network-attach",
@@ -257,22 +258,24 @@ class TapKind:
                 ),
             )
         network = self._network(tap.network, configuration)
-        number = self._book(network.bridge).peek(network, address)
-        ipv4, ipv6 = addresses_of(network, number)
+        given = self._book(network.bridge).peek(network, address)
+        ipv4 = (given.ipv4,) if given.ipv4 else ()
+        # A static host has its name already, whatever its machine is called.
+        static = network.host_of(address) is not None
+        name = "" if static else self._names_on(network.bridge).peek(network, owner.vm)
         return Plan(
             shared=managed.shared(network, host, self._machine_id),
             steps=(
                 FilterTap(
-                    ifname,
-                    owner.uid,
-                    address,
-                    (ipv4,),
-                    (ipv6,) if ipv6 else (),
+                    *(ifname, owner.uid, address, ipv4, given.ipv6),
                     unbound=0,
                     bridge=network.bridge,
                 ),
                 CreateTap(ifname, tap.queues),
-                HostEntry(network.bridge, ifname, address, ipv4, ipv6),
+                HostEntry(
+                    *(network.bridge, ifname, address, given.ipv4, given.ipv6),
+                    *(name, network.domain),
+                ),
                 AttachTap(ifname, network.bridge, port_mac, address, network.mtu, altname),
             ),
         )
@@ -287,7 +290,7 @@ class TapKind:
             "ifindex": made.ifindex,
             "mac": rules.mac,
             "mtu": attached.mtu,
-            ("network" if is_managed else "bridge"): bridge.removeprefix(BRIDGE_PREFIX),
+            ("network" if is_managed else "bridge"): network_of(bridge) if is_managed else bridge,
             "ipv4": rules.ipv4,
             "ipv6": rules.ipv6,
         }
@@ -309,9 +312,11 @@ class TapKind:
     def begun(self, steps: Sequence[Step]) -> None:
         for step in steps:
             if isinstance(step, NetworkFiles):
-                self._up[step.bridge] = _as_started(step)
+                self._up[step.bridge] = step.network()
             elif isinstance(step, HostEntry):
-                self._book(step.bridge).hold(self._up.get(step.bridge), step.mac, step.ipv4)
+                given = Addresses(step.ipv4, step.ipv6)
+                self._book(step.bridge).hold(self._up.get(step.bridge), step.mac, given)
+                self._names_on(step.bridge).hold(step.name, step.mac)
             elif isinstance(step, FilterTap) and step.unbound:
                 self._lan_macs.add(step.mac)
 
@@ -320,8 +325,10 @@ class TapKind:
             if isinstance(step, NetworkFiles):
                 self._up.pop(step.bridge, None)
                 self._books.pop(step.bridge, None)
+                self._names.pop(step.bridge, None)
             elif isinstance(step, HostEntry):
                 self._book(step.bridge).give_back(step.mac)
+                self._names_on(step.bridge).give_back(step.name, step.mac)
             elif isinstance(step, FilterTap) and step.unbound:
                 self._lan_macs.discard(step.mac)
 
@@ -360,6 +367,9 @@ class TapKind:
     def _book(self, bridge: str) -> AddressBook:
         return self._books.setdefault(bridge, AddressBook())
 
+    def _names_on(self, bridge: str) -> NameBook:
+        return self._names.setdefault(bridge, NameBook())
+
     def _network(self, name: NetworkName, configuration: Configuration) -> Network:
         network = configuration.networks.get(name)
         if network is None:
@@ -392,12 +402,3 @@ def _tap_steps(steps: Sequence[Step]) -> tuple[CreateTap, FilterTap, AttachTap]:
     rules = next(step for step in steps if isinstance(step, FilterTap))
     attached = next(step for step in steps if isinstance(step, AttachTap))
     return made, rules, attached
-
-
-def _as_started(step: NetworkFiles) -> Network:
-    return Network(
-        NetworkName(step.bridge.removeprefix(BRIDGE_PREFIX)),
-        ipaddress.IPv4Interface(step.ipv4),
-        ipaddress.IPv6Interface(step.ipv6) if step.ipv6 else None,
-        step.mtu,
-    )

@@ -114,8 +114,7 @@ def mac(fields: Fields) -> Mac | None:
     text = fields.text("mac")
     if text is None:
         return None
-    # Length first: lower() of some non-ASCII characters is ASCII, so the match is on the result.
-    address = text.lower() if len(text) == 17 and text.isascii() else ""
+    address = _lower_mac(text)
     if not _MAC.fullmatch(address):
         raise InvalidRequest(f"{fields.where}.mac: must look like 52:54:00:12:34:56")
     if int(address[:2], 16) & 1 or address == "00:00:00:00:00:00":
@@ -123,6 +122,20 @@ def mac(fields: Fields) -> Mac | None:
     if address.startswith(PORT_PREFIX):
         raise InvalidRequest(f"{fields.where}.mac: {PORT_PREFIX} is for the host's end of a TAP")
     return Mac(address)
+
+
+def unicast_mac(text: str) -> Mac | None:
+    """A MAC address that a guest may have; None: it is none."""
+    address = _lower_mac(text)
+    unicast = _MAC.fullmatch(address) and not int(address[:2], 16) & 1
+    if not unicast or address == "00:00:00:00:00:00" or address.startswith(PORT_PREFIX):
+        return None
+    return Mac(address)
+
+
+def _lower_mac(text: str) -> str:
+    # Length first: lower() of some non-ASCII characters is ASCII, so the match is on the result.
+    return text.lower() if len(text) == 17 and text.isascii() else ""
 
 
 def network_name(fields: Fields) -> NetworkName | None:
