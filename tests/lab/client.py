@@ -221,6 +221,12 @@ class Client:
         path, hold, grants = reply.body
         return Lease(self, path, reply.unix_fds[hold], _taps(grants, reply.unix_fds))
 
+    def plan(self, *requests: tuple[str, dict[str, Variant]], vm: str = "vm") -> dict[str, Variant]:
+        """Plan."""
+        reply = self.call("Plan", "a(sa{sv})a{sv}", list(requests), {"vm": Variant("s", vm)})
+        found: dict[str, Variant] = reply.body[0]
+        return found
+
     def leases(self) -> list[dict[str, Variant]]:
         """ListLeases."""
         found: list[dict[str, Variant]] = self.call("ListLeases", "a{sv}", {}).body[0]
