@@ -31,6 +31,7 @@ from sessionvirt.model.domain import parse_domain
 from sessionvirt_broker.config import BUILTIN, Configuration, PciPolicy, _Reader
 from sessionvirt_broker.limits import Limits
 from sessionvirt_broker.networkconfig import Network
+from sessionvirt_broker.private import PrivatePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,6 +225,14 @@ def test_the_examples_of_the_configuration_are_taken() -> None:
     assert devices.pci.deny == {"0000:00:1f.2"}
     assert devices.pci.allow == {"0000:05:00.0"}
     assert devices.limits.lock_memory_gib == 16
+
+
+def test_the_keys_of_private_networks_are_those_that_are_read() -> None:
+    text = section(CONFIGURATION_PAGE, "PRIVATE NETWORKS")
+    assert re.findall(r"^``(\w+)``$", text, re.M) == ["enabled", "ipv4"]
+    assert f"``{PrivatePolicy().pool}``" in text
+    policy = configuration('[private]\nenabled = false\nipv4 = "10.0.0.0/8"\n').private
+    assert (policy.enabled, str(policy.pool)) == (False, "10.0.0.0/8")
 
 
 def test_the_keys_of_devices_are_those_that_are_read() -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .lease import Acquired, Granted
     from .leases import Leases, RawRequest
+    from .networks import Networks
     from .worker import Worker
 
 #: How often Reclaim looks, at the shorter distance: what QEMU unpins takes a moment.
@@ -74,6 +75,7 @@ class Broker:
         host: Host,
         config: ConfigFile,
         devices: Devices,
+        networks: Networks,
         changed: Callable[[], None],
         replace: Callable[[], None],
     ) -> None:
@@ -84,6 +86,7 @@ class Broker:
         self._host = host
         self._config = config
         self._devices = devices
+        self._networks = networks
         #: Called when only the next broker can do what was asked.
         self._replace = replace
         #: Called when the number of leases may have changed.
@@ -281,7 +284,7 @@ class Broker:
                     *(one.name, "network", one.mode.value, one.bridge, one.mtu),
                     *(*one.ipv4, *one.ipv6),
                 )
-                for one in configuration.networks.values()
+                for one in self._networks.all_of(call.caller.uid, configuration, self._host)
             ]
             bridges = [row(name, "bridge", "lan", name) for name in sorted(configuration.bridges)]
             return networks + bridges

@@ -23,6 +23,7 @@ from .errors import ConfigurationError
 from .limits import Limits
 from .networkconfig import BRIDGE_PREFIX, Network, default_domain, read_networks
 from .pci import is_address
+from .private import PrivatePolicy, read_private
 from .tomlsource import Source
 from .wire import BridgeName, NetworkName, is_interface_name
 
@@ -55,6 +56,7 @@ class Configuration:
     networks: Mapping[NetworkName, Network]
     bridges: frozenset[BridgeName]
     pci: PciPolicy
+    private: PrivatePolicy
     source: str
 
 
@@ -72,6 +74,7 @@ BUILTIN = Configuration(
     ),
     bridges=frozenset(),
     pci=PciPolicy(),
+    private=PrivatePolicy(),
     source="builtin",
 )
 
@@ -152,7 +155,7 @@ class _Reader(Source):
     """Turns the parsed table into a :class:`Configuration`."""
 
     def configuration(self, table: dict[str, object]) -> Configuration:
-        self.only(table, (), "limits", "network", "bridge", "pci")
+        self.only(table, (), "limits", "network", "private", "bridge", "pci")
         networks = read_networks(self, table)
         bridges = set()
         for name, body in self.tables(table, ("bridge",)).items():
@@ -165,6 +168,7 @@ class _Reader(Source):
             networks=MappingProxyType(networks if "network" in table else dict(BUILTIN.networks)),
             bridges=frozenset(bridges),
             pci=self._pci(self.tables(table, ("pci",), leaf=True)["pci"]),
+            private=read_private(self, table),
             source="file",
         )
 

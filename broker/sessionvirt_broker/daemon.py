@@ -77,6 +77,7 @@ class Daemon:
             host=self._host,
             config=self._config,
             devices=kinds.devices,
+            networks=kinds.networks,
             changed=self._changed,
             replace=self._replace,
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .kind import ResourceKind
+    from .networks import Networks
     from .steps import Step
 
 STEPS: Mapping[str, type[Step]] = {
@@ -59,10 +60,11 @@ STEPS: Mapping[str, type[Step]] = {
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """Every kind by the contract's word; and the devices, which can be listed, too."""
+    """Every kind by the contract's word; and devices and networks, which can be listed, too."""
 
     all: Mapping[str, ResourceKind]
     devices: Devices
+    networks: Networks
 
 
 def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False) -> Kinds:
@@ -75,5 +77,7 @@ def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False)
     names = PciNames(Path("/run/udev/data"), Path("/usr/share/misc/pci.ids"))
     drivers = Drivers(Variants(aliases))
     pci = PciKind(sys, proc, names, drivers, replaceable=replaceable)
-    kinds: tuple[ResourceKind, ...] = (TapKind(machine_id, sys / "class/net"), pci)
-    return Kinds({kind.name: kind for kind in kinds}, Devices(sys, pci, names, drivers))
+    tap = TapKind(machine_id, sys / "class/net")
+    kinds: tuple[ResourceKind, ...] = (tap, pci)
+    devices = Devices(sys, pci, names, drivers)
+    return Kinds({kind.name: kind for kind in kinds}, devices, tap.networks)

@@ -269,24 +269,31 @@ class Links:
                 if getattr(error, "code", None) not in _ABSENT:
                     raise
 
-    def route_interfaces(
-        self, prefix: ipaddress.IPv4Network | ipaddress.IPv6Network
-    ) -> frozenset[int]:
-        """The interfaces with a route that overlaps ``prefix``, default routes left out.
+    def routes(
+        self, version: int
+    ) -> list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]]:
+        """Prefix and interface of every route of IPv4 or 6, default routes left out.
 
         So are routes to nowhere: who has a prefix delegated has one for all of it that is not in
         use (RFC 7084, WPD-5), and gives parts of it to networks like ours.
         """
         import ipaddress
 
-        found = set()
-        for message in self._ip.get_routes(family=_FAMILIES[prefix.version]):
+        found = []
+        for message in self._ip.get_routes(family=_FAMILIES[version]):
             target, interface = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
             if target is None or interface is None or message["type"] in _TO_NOWHERE:
                 continue
-            if prefix.overlaps(ipaddress.ip_network(f"{target}/{message['dst_len']}")):
-                found.add(int(interface))
-        return frozenset(found)
+            prefix = ipaddress.ip_network(f"{target}/{message['dst_len']}")
+            found.append((prefix, int(interface)))
+        return found
+
+    def route_interfaces(
+        self, prefix: ipaddress.IPv4Network | ipaddress.IPv6Network
+    ) -> frozenset[int]:
+        """The interfaces with a route that overlaps ``prefix``."""
+        routes = self.routes(prefix.version)
+        return frozenset(index for target, index in routes if _overlap(prefix, target))
 
     def addresses(self) -> dict[int, list[str]]:
         """The addresses of every interface, by ifindex; without the IPv6 link-local ones."""
@@ -321,6 +328,13 @@ class Links:
                 if link is not None:
                     found[link.ifindex] = link.name
         return found
+
+
+def _overlap(
+    one: ipaddress.IPv4Network | ipaddress.IPv6Network,
+    other: ipaddress.IPv4Network | ipaddress.IPv6Network,
+) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 def _iproute() -> Any:

@@ -22,7 +22,8 @@ from .firewall import TapRules, link_local
 from .guestnames import NameBook
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
-from .networkconfig import BRIDGE_PREFIX, Network, network_of
+from .networkconfig import BRIDGE_PREFIX, network_of
+from .networks import Networks
 from .steps import Step
 from .tun import create
 from .wire import PORT_PREFIX, BridgeName, Mac, NetworkName, bridge_name, mac, network_name, shown
@@ -174,8 +175,7 @@ class TapKind:
         self._sys_class_net = sys_class_net
         self._books: dict[str, AddressBook] = {}
         self._names: dict[str, NameBook] = {}
-        #: Networks that are up, as they were started: broker.toml may say otherwise by now.
-        self._up: dict[str, Network] = {}
+        self.networks = Networks(machine_id)
         #: On LAN bridges. One set for all: what two bridges are connected to is not known here.
         self._lan_macs: set[str] = set()
 
@@ -206,10 +206,10 @@ class TapKind:
         details = (("vm", shown(owner.vm)), ("uid", str(owner.uid)), ("mac", address))
         share = Share(taps=1, queues=tap.queues)
         if tap.network is not None:
-            network = self._network(tap.network, configuration)
+            network = self.networks.named(tap.network, owner.uid, configuration, host)
             if not managed.is_systemd() and host.keeper is None:
                 raise NotSupported("nothing on this host starts dnsmasq for a managed network")
-            if network.bridge not in self._up:
+            if self.networks.as_started(network.bridge) is None:
                 managed.refuse_unfit(network, host)
             self._book(network.bridge).peek(network, address)
             return Offer(
@@ -257,7 +257,7 @@ class TapKind:
                     AttachTap(ifname, bridge, port_mac, address, mtu, altname),
                 ),
             )
-        network = self._network(tap.network, configuration)
+        network = self.networks.named(tap.network, owner.uid, configuration, host)
         given = self._book(network.bridge).peek(network, address)
         ipv4 = (given.ipv4,) if given.ipv4 else ()
         # A static host has its name already, whatever its machine is called.
@@ -312,10 +312,11 @@ class TapKind:
     def begun(self, steps: Sequence[Step]) -> None:
         for step in steps:
             if isinstance(step, NetworkFiles):
-                self._up[step.bridge] = step.network()
+                self.networks.begun(step)
             elif isinstance(step, HostEntry):
                 given = Addresses(step.ipv4, step.ipv6)
-                self._book(step.bridge).hold(self._up.get(step.bridge), step.mac, given)
+                network = self.networks.as_started(step.bridge)
+                self._book(step.bridge).hold(network, step.mac, given)
                 self._names_on(step.bridge).hold(step.name, step.mac)
             elif isinstance(step, FilterTap) and step.unbound:
                 self._lan_macs.add(step.mac)
@@ -323,7 +324,7 @@ class TapKind:
     def ended(self, steps: Sequence[Step]) -> None:
         for step in steps:
             if isinstance(step, NetworkFiles):
-                self._up.pop(step.bridge, None)
+                self.networks.ended(step.bridge)
                 self._books.pop(step.bridge, None)
                 self._names.pop(step.bridge, None)
             elif isinstance(step, HostEntry):
@@ -369,12 +370,6 @@ class TapKind:
 
     def _names_on(self, bridge: str) -> NameBook:
         return self._names.setdefault(bridge, NameBook())
-
-    def _network(self, name: NetworkName, configuration: Configuration) -> Network:
-        network = configuration.networks.get(name)
-        if network is None:
-            raise NotFound(f"network: there is no network {name}")
-        return self._up.get(network.bridge, network)
 
     def _not_on_a_lan(self, address: str) -> None:
         if address in self._lan_macs:

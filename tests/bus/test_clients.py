@@ -120,7 +120,7 @@ def test_dbus_next_holds_a_lease(broker: Broker, polkit: Polkit, alice: User) ->
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "plan yes",
-        "networks 1",
+        "networks 2",
         "facts running",
         "lease True /dev/net/tun",
         "leases 1",

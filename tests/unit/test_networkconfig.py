@@ -5,6 +5,7 @@ it can be more than one value in dnsmasq's file.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from sessionvirt_broker.config import _Reader
 from sessionvirt_broker.dnsmasq import NetworkFiles
 from sessionvirt_broker.dnsmasqfile import configuration
-from sessionvirt_broker.errors import ConfigurationError
+from sessionvirt_broker.errors import Busy, ConfigurationError
 from sessionvirt_broker.kinds import STEPS
 from sessionvirt_broker.networkconfig import Network, network_of
+from sessionvirt_broker.private import PrivatePolicy, private_network
 from sessionvirt_broker.steps import decode
 
 if TYPE_CHECKING:
+    from sessionvirt_broker.networkconfig import Prefix
     from sessionvirt_broker.wire import NetworkName
 
 pytestmark = pytest.mark.unit
@@ -205,6 +208,44 @@ def test_a_bridge_tells_its_network() -> None:
     assert network_of("svn_lab") == "lab"
     assert network_of("svn_u4294967295") == "private"
     assert len("svn_u4294967295") == 15  # IFNAMSIZ - 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "reason"),
+    [
+        ("enabled = 0", 2, "true or false"),
+        ('ipv4 = "10.214.0.1/16"', 2, "a prefix"),
+        ("ipv4 = 10", 2, "a prefix"),
+        ('ipv4 = "10.214.0.0/24"', 2, "from 8 to 16"),
+        ('ipv4 = "192.0.0.0/8"', 2, "192.168.0.0/16"),
+        ('ipv4 = "127.0.0.0/8"', 2, "192.168.0.0/16"),
+        ("pool = 1", 2, "not known"),
+    ],
+)
+def test_private_networks_that_are_refused(lines: str, line: int, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason) as refusal:
+        read(f"[private]\n{lines}\n")
+    assert f"broker.toml:{line}: " in str(refusal.value)
+
+
+def test_private_networks_are_apart_and_pass_over_what_is_taken() -> None:
+    policy = PrivatePolicy()
+    up: list[Prefix] = [ipaddress.ip_network("10.214.0.0/18"), ipaddress.ip_network("fd00::/8")]
+    for uid in (0, 1000, 4294967295, *range(2000, 2000 + 189)):
+        network = private_network(policy, uid, "machine", up)
+        (four,), (six,) = network.ipv4, network.ipv6
+        assert four.network.subnet_of(policy.pool)
+        assert four.ip - 1 == four.network.network_address
+        assert six.network.subnet_of(ipaddress.IPv6Network("fd00::/8"))
+        assert not any(four.network.overlaps(one) for one in up if one.version == 4)
+        assert network.bridge == f"svn_u{uid}"
+        assert network_of(network.bridge) == network.name == "private"
+        up.append(four.network)
+    with pytest.raises(Busy, match="no room"):
+        private_network(policy, 1, "machine", up)
+    alone = private_network(policy, 1000, "machine", [])
+    assert private_network(policy, 1000, "machine", []) == alone
+    assert private_network(policy, 1000, "other", []).ipv6 != alone.ipv6
 
 
 words = st.text(alphabet='abz09-_.:/@+,#"\\ \n\r=%é', max_size=12)

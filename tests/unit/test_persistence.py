@@ -110,6 +110,7 @@ def test_what_waits_is_tried_again_until_it_goes(
             "host": None,
             "config": SimpleNamespace(current=lambda: SimpleNamespace(limits=None)),
             "devices": None,
+            "networks": None,
             "changed": lambda: None,
             "replace": lambda: None,
         }
