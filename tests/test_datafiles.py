@@ -22,6 +22,7 @@ BUS_POLICY = ROOT / "broker/org.sessionvirt.Broker1.conf"
 ACTIVATION = ROOT / "broker/org.sessionvirt.Broker1.service"
 UNIT = ROOT / "systemd/system/sessionvirt-broker.service"
 DNSMASQ_UNIT = ROOT / "systemd/system/sessionvirt-dnsmasq@.service"
+NETWORKS_UNIT = ROOT / "systemd/system/sessionvirt-networks.service"
 SYSUSERS = ROOT / "systemd/sysusers.d/sessionvirt.conf"
 BROKER = ROOT / "broker/sessionvirt_broker"
 
@@ -228,7 +229,7 @@ def test_the_program_takes_the_capabilities_that_the_unit_gives() -> None:
     assert [f"CAP_{name.upper()}" for name in OWN] == CAPABILITIES.split()
 
 
-@pytest.mark.parametrize(("unit", "most"), [(UNIT, 20), (DNSMASQ_UNIT, 30)])
+@pytest.mark.parametrize(("unit", "most"), [(UNIT, 20), (DNSMASQ_UNIT, 30), (NETWORKS_UNIT, 10)])
 def test_systemd_thinks_the_units_are_confined(unit: Path, most: int, tmp_path: Path) -> None:
     """systemd-analyze(1), security --offline; 20 is 2.0."""
     if not shutil.which("systemd-analyze"):
@@ -241,7 +242,20 @@ def test_systemd_thinks_the_units_are_confined(unit: Path, most: int, tmp_path: 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
 
 
-@pytest.mark.parametrize("unit", [UNIT, DNSMASQ_UNIT], ids=lambda path: str(path.name))
+def test_the_unit_of_boot_has_the_broker_started_and_may_do_nothing() -> None:
+    text = NETWORKS_UNIT.read_text()
+    lines = [line for line, _ in directives(NETWORKS_UNIT)]
+    assert [line for line in lines if line.startswith("Exec")] == ["ExecStart=/usr/bin/true"]
+    assert {"DynamicUser=yes", "CapabilityBoundingSet=", "PrivateNetwork=yes"} <= set(lines)
+    assert not [line for line in lines if line.startswith(("Ambient", "DeviceAllow", "ReadWrite"))]
+    for word in ("Requires", "After"):
+        assert f"\n{word}={UNIT.name}\n" in text
+    assert "Type=notify\n" in UNIT.read_text()  # so that After= means: the networks are up
+
+
+@pytest.mark.parametrize(
+    "unit", [UNIT, DNSMASQ_UNIT, NETWORKS_UNIT], ids=lambda path: str(path.name)
+)
 def test_systemd_reads_every_line_of_the_units(unit: Path, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs systemd: ./dev test installs it")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .authority import Authority
+from .autostart import follow
 from .broker import Broker
 from .bus import Bus
 from .config import ConfigFile
@@ -68,6 +69,7 @@ class Daemon:
         self._config = ConfigFile(paths.config)
         kinds = resource_kinds(_machine_id(), paths.aliases, replaceable=_is_service())
         self._leases = Leases(self._host, Journal(paths.records, boot_id(), STEPS), kinds.all)
+        self._networks = kinds.networks
         usage = Usage(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
         self._broker = Broker(
             bus=self._bus,
@@ -77,7 +79,7 @@ class Daemon:
             host=self._host,
             config=self._config,
             devices=kinds.devices,
-            networks=kinds.networks,
+            networks=self._networks,
             changed=self._changed,
             replace=self._replace,
         )
@@ -105,8 +107,7 @@ class Daemon:
         ):
             for lease, read_end in await self._worker.run(self._leases.reconcile):
                 self._broker.custody.holds.add(lease, read_end)
-            with contextlib.suppress(ConfigurationError):  # each call that needs it will say so
-                await self._worker.run(self._config.current)
+            await self._worker.run(self._autostart)
             loop.add_reader(self._broker.custody.holds.fileno(), self._broker.custody.holds_ended)
             loop.add_reader(links.fileno(), self._heard, links)
             loop.add_reader(devices.fileno(), self._heard_devices, devices)
@@ -156,6 +157,14 @@ class Daemon:
                 self._idle.cancel()
             await self._worker.close()
             self._bus.disconnect()
+
+    def _autostart(self) -> None:
+        try:
+            follow(self._leases, self._networks, self._config.current(), self._host)
+        except ConfigurationError:
+            pass  # each call that needs it will say so
+        except Exception:
+            log.exception("networks without guests could not be looked after")
 
     def _terminate(self) -> None:
         self._told = True

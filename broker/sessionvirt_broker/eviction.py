@@ -89,6 +89,7 @@ def _end(leases: Leases, paths: Paths) -> None:
         leases.release(lease)
         vm = json.dumps(alive[lease]["vm"])  # a name that a user chose moves no cursor
         _say(f"lease {lease}: returned, from the machine {vm} of uid {alive[lease]['uid']}")
+    leases.keep({})  # networks that are up without guests
 
 
 def _unrecorded(host: Host) -> list[str]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .config import Configuration
     from .host import Host
     from .journal import Journal
-    from .kind import Offer, Plan, Request, ResourceKind, Watched
+    from .kind import Offer, Plan, Request, ResourceKind, Shared, Watched
     from .processes import Process
     from .steps import Step
     from .wire import TypedValue
@@ -398,6 +398,10 @@ class Leases:
     def refresh_uplinks(self) -> None:
         """The default route or global forwarding changed."""
         self._shared.refresh_uplinks()
+
+    def keep(self, wanted: Mapping[str, Sequence[Shared]]) -> None:
+        """As of :meth:`SharedResources.keep`."""
+        self._shared.keep(wanted)
 
     # Section: a new broker
 

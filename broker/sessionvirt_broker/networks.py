@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import network as managed
 from .errors import Busy, NotFound
 from .networkconfig import PRIVATE
 from .private import private_bridge, private_network
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .config import Configuration
     from .dnsmasq import NetworkFiles
     from .host import Host
+    from .kind import Shared
     from .networkconfig import Network, Prefix
     from .wire import NetworkName
 
@@ -67,6 +69,10 @@ class Networks:
             yield self.named(PRIVATE, uid, configuration, host)
         except (Busy, NotFound):
             return
+
+    def needs(self, network: Network, host: Host) -> tuple[Shared, ...]:
+        """Everything that has to be there for it, itself last."""
+        return managed.shared(network, host, self._machine_id)
 
     def _private(self, uid: int, configuration: Configuration, host: Host) -> Network:
         taken: list[Prefix] = [prefix for prefix, _ in host.links.routes(4)]

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING
 from .errors import BrokerError, HostFailure
 from .forwarding import BridgeForward, Forward, uplink_steps
 from .journal import Journal, Record
-from .network import UPLINKS_OF
+from .network import UPLINKS_OF, Bridge
 from .steps import carry_out, take_back
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .host import Host
     from .kind import Adopted, ResourceKind, Shared
     from .undo import Undo
 
 log = logging.getLogger(__name__)
+
+#: In a record's header: kept without users, and the ids of what it needs for that, itself included.
+_KEPT = "kept"
 
 
 class SharedResources:
@@ -74,6 +77,51 @@ class SharedResources:
                     with contextlib.suppress(BrokerError):  # the next change puts it right
                         self._restrict_uplinks()
 
+    def keep(self, wanted: Mapping[str, Sequence[Shared]]) -> None:
+        """Have these there without any user, and no longer what was kept before.
+
+        One that cannot be made is logged, and left out.
+
+        :param wanted: what each needs, itself last, by its record's id.
+        """
+        for record in self._records.values():
+            kept = record.id in wanted and self._is_there(record)
+            if _KEPT in record.header and not kept:
+                self._let_go(record)
+        self.collect()
+        for shared_id, needs in wanted.items():
+            if shared_id in self._records and _KEPT in self._records[shared_id].header:
+                continue
+            used: list[str] = []
+            try:
+                for shared in needs:
+                    self.use(shared)
+                    used.append(shared.id)
+                record = self._records[shared_id]
+                record.header[_KEPT] = used
+                self._journal.write(record)
+            except Exception:  # whatever one network is about, the broker starts
+                log.exception("cannot keep %s", shared_id)
+                if shared_id in self._records:
+                    self._records[shared_id].header.pop(_KEPT, None)
+                self.unuse(used)
+        self.collect()
+
+    def _let_go(self, record: Record) -> None:
+        kept = record.header.pop(_KEPT)
+        assert isinstance(kept, list)
+        self.unuse(kept)
+        self._journal.write(record)
+
+    def _is_there(self, record: Record) -> bool:
+        """Whether somebody has taken the bridge away while nobody looked."""
+        made = [step for step in record.parts.get("", ()) if isinstance(step, Bridge)]
+        found = [self._host.links.by_name(step.bridge) for step in made]
+        return all(
+            link is not None and link.ifindex == step.ifindex
+            for link, step in zip(found, made, strict=True)
+        )
+
     def refresh_uplinks(self) -> None:
         """A default route or global forwarding changed: follow."""
         for shared_id, version in UPLINKS_OF.items():
@@ -105,6 +153,11 @@ class SharedResources:
             if record.header.get("complete") is True:
                 for kind in self._kinds.values():
                     kind.adopt(record.parts.get("", ()), adopted)
+            kept = record.header.get(_KEPT, [])
+            if isinstance(kept, list) and all(one in self._records for one in kept):
+                self.count(kept)
+            else:
+                del record.header[_KEPT]
 
     def resume(self) -> None:
         """Start again what ended with the former broker."""

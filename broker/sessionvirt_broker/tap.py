@@ -264,7 +264,7 @@ class TapKind:
         static = network.host_of(address) is not None
         name = "" if static else self._names_on(network.bridge).peek(network, owner.vm)
         return Plan(
-            shared=managed.shared(network, host, self._machine_id),
+            shared=self.networks.needs(network, host),
             steps=(
                 FilterTap(
                     *(ifname, owner.uid, address, ipv4, given.ipv6),
