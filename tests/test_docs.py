@@ -30,7 +30,7 @@ from sessionvirt.cli.arguments import parser
 from sessionvirt.model.domain import parse_domain
 from sessionvirt_broker.config import BUILTIN, Configuration, PciPolicy, _Reader
 from sessionvirt_broker.limits import Limits
-from sessionvirt_broker.networkconfig import Network
+from sessionvirt_broker.networkconfig import Mode, Network
 from sessionvirt_broker.private import PrivatePolicy
 
 if TYPE_CHECKING:
@@ -225,6 +225,21 @@ def test_the_examples_of_the_configuration_are_taken() -> None:
     assert devices.pci.deny == {"0000:00:1f.2"}
     assert devices.pci.allow == {"0000:05:00.0"}
     assert devices.limits.lock_memory_gib == 16
+
+
+def test_every_mode_is_shown_with_a_figure_and_an_example_that_is_taken() -> None:
+    text = (DOCS / "networking.rst").read_text()
+    for mode in Mode:
+        title = "NAT" if mode is Mode.NAT else mode.value.capitalize()
+        found = re.search(rf"^{title}\n-+\n\n::\n\n(.*?)(?=^\w+\n-+\n)", text, re.M | re.S)
+        assert found is not None, mode
+        figure, _, rest = found[1].partition(".. code-block:: toml\n")
+        assert "svn_" in figure
+        ((name, network),) = configuration(rest).networks.items()
+        assert network.mode is mode
+        assert f"svn_{name}" in figure
+    for block in blocks(DOCS / "networking.rst", "toml"):
+        configuration(block)
 
 
 def test_the_keys_of_private_networks_are_those_that_are_read() -> None:

@@ -147,8 +147,8 @@ class HostEntry(Step):
     domain: str = ""
 
     def describe(self) -> str:
-        called = f', called "{self.name}"' if self.name else ""
-        return f"let DHCP on {self.bridge} give {self.addresses} to {self.mac}{called}"
+        # Without the name: Plan would tell whether somebody else's machine has it.
+        return f"let DHCP on {self.bridge} give {self.addresses} to {self.mac}"
 
     def describe_undo(self) -> str:
         return f"remove {self.mac} from DHCP on {self.bridge}"

@@ -105,6 +105,8 @@ def test_a_guest_is_found_by_its_name(broker: Broker, alices: Client, bobs: Clie
             assert address(tap, "web-server") == [tap.ipv4]
             status, names = ask(tap, ipaddress.ip_address(other.tap.ipv4).reverse_pointer, PTR)
             assert (status, names) == (NXDOMAIN, [])
+        # To be asked for a name tells nobody that somebody else has it.
+        assert "secret" not in str(bobs.plan(network_tap("lab"), vm="secret"))
         with bobs.acquire(network_tap("lab"), vm="late") as other:
             assert address(tap, "late") == [other.tap.ipv4]
         assert ask(tap, "late.lab.internal") == (NXDOMAIN, [])

@@ -177,7 +177,7 @@ def pydbus_asks_questions(user1: User) -> None:
     """
     assert said(user1, "python3", "-c", PYDBUS).splitlines() == [
         "plan yes",
-        "networks ['default']",
+        "networks ['default', 'private']",
         "leases []",
         "facts running",
         "GDBus.Error:org.freedesktop.DBus.Error.InvalidArgs: options.vm: is missing",
