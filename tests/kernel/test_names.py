@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,8 @@ from lab import frames, host
 from lab.client import RefusalError, network_tap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lab.broker import Broker
     from lab.client import Client
     from lab.tap import Tap
@@ -36,6 +40,8 @@ ipv6 = "fd65::33"
 printer = "192.168.1.9"
 """
 NXDOMAIN, REFUSED = 3, 5
+#: The lab's own copy.
+RESOLV_CONF = Path("/etc/resolv.conf")
 A, PTR, AAAA = 1, 12, 28
 
 
@@ -44,12 +50,12 @@ def encoded(name: str) -> bytes:
     return b"".join(bytes([len(one)]) + one.encode() for one in labels) + b"\0"
 
 
-def ask(tap: Tap, name: str, kind: int = A) -> tuple[int, list[bytes]]:
+def ask(tap: Tap, name: str, kind: int = A, tries: int = 20) -> tuple[int, list[bytes]]:
     """The status of the network's DNS, and the data of each answer."""
     question = struct.pack("!HHHHHH", 0x5356, 0x0100, 1, 0, 0, 0)
     question += encoded(name) + struct.pack("!HH", kind, 1)
     mac = tap.ask_arp(GATEWAY)
-    for _ in range(20):  # dnsmasq may still be starting
+    for _ in range(tries):  # dnsmasq may still be starting
         tap.send(tap.udp4(mac, GATEWAY, (5353, 53), question))
         try:
             answer = tap.until(lambda p: p.ports == (53, 5353), timeout=0.5)[-1].payload
@@ -135,10 +141,34 @@ def test_static_hosts_records_and_options(broker: Broker, alices: Client) -> Non
         assert host.elements("inet", "networks4") == []
 
 
-def test_an_isolated_network_passes_no_question_on(broker: Broker, alices: Client) -> None:
+@pytest.fixture
+def resolver() -> Iterator[socket.socket]:
+    """The host's resolver: what it is asked for can be read."""
+    former = RESOLV_CONF.read_text() if RESOLV_CONF.exists() else None
+    with host.listener("127.0.0.2", 53, socket.SOCK_DGRAM) as service:
+        RESOLV_CONF.write_text("nameserver 127.0.0.2\n")
+        yield service
+    if former is None:
+        RESOLV_CONF.unlink()
+    else:
+        RESOLV_CONF.write_text(former)
+
+
+def test_an_isolated_network_passes_no_question_on(
+    broker: Broker, alices: Client, resolver: socket.socket
+) -> None:
     broker.configure(LAB)
     with alices.acquire(network_tap("lab")) as lease:
         assert ask(lease.tap, "example.org")[0] == REFUSED
+    with pytest.raises(BlockingIOError):
+        resolver.recv(512)
+    broker.configure(LAB.replace("isolated", "nat"))
+    with alices.acquire(network_tap("lab")) as lease:
+        with pytest.raises(TimeoutError):
+            ask(lease.tap, "example.org", tries=2)
+        assert encoded("example.org") in resolver.recv(512)
+        # Names of the network stay there in every mode.
+        assert ask(lease.tap, "none.lab.internal")[0] == NXDOMAIN
 
 
 @pytest.mark.parametrize(
