@@ -160,7 +160,8 @@ class HostEntry(Step):
 
     def execute(self, host: Host) -> Self:
         directory = host.paths.networks / self.bridge
-        if self.name:
+        # A network that an earlier edition of the broker started knows no names.
+        if self.name and (directory / "names").is_dir():
             lines = name_lines(self.domain, self.name, self.ipv4, self.ipv6)
             _publish(directory / "names" / self.ifname, lines)
         entry = host_line(self.mac, self.ipv4, self.ipv6)

@@ -28,6 +28,13 @@ pytestmark = pytest.mark.kernel
 DYING = Path(host.__file__).with_name("dying_broker.py")
 GATEWAY = "10.213.80.1"
 BRIDGE = "svn_default"
+FORCE_FORWARDING = Path("/proc/sys/net/ipv6/conf/up0/force_forwarding")
+IPV6_OUT = f"""
+[network.default]
+ipv4 = ["{GATEWAY}/20", "10.213.120.1/24"]
+ipv6 = "fd53:7669:7274:1::1/64"
+nat6 = true
+"""
 
 
 @pytest.fixture
@@ -51,6 +58,8 @@ def left() -> list[str]:
     found += [table for table in host.tables() if "sessionvirt" in table]
     if host.link("up0") and host.forwarding("up0") != "0":
         found.append("up0 forwards")
+    if FORCE_FORWARDING.exists() and FORCE_FORWARDING.read_text() != "0\n":
+        found.append("up0 forwards IPv6")
     return found
 
 
@@ -86,7 +95,11 @@ def died(broker: Broker) -> None:
 
 
 @pytest.mark.usefixtures("foreign", "outside")
-def test_g69_killed_in_every_state_of_acquire_and_release(broker: Broker, alices: Client) -> None:
+@pytest.mark.parametrize("text", ["", IPV6_OUT], ids=["builtin", "ipv6-out"])
+def test_g69_killed_in_every_state_of_acquire_and_release(
+    text: str, broker: Broker, alices: Client
+) -> None:
+    broker.configure(text)
     broker.stop()
     lease: Lease | None = None
     for number in itertools.count():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,6 +52,7 @@ def test_leases_of_the_former_edition_go_on(broker: Broker, alices: Client, bobs
                 name: [as_before(step) for step in steps] for name, steps in record["parts"].items()
             }
             path.write_text(json.dumps(record))
+        shutil.rmtree(RUNTIME / "networks/svn_default/names")
         for family in ("bridge", "inet"):
             host.nft("delete", "table", family, "sessionvirt")
             host.nft("add", "table", family, "sessionvirt")

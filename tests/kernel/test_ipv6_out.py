@@ -17,6 +17,7 @@ import pytest
 from lab import frames, host
 from lab.client import RefusalError, network_tap
 from lab.outside import ADDRESS6, PORT, UPLINK6, Outside
+from lab.stage import Flavour
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +108,7 @@ def refused(client: Client) -> str:
     return refusal.value.text
 
 
+@pytest.mark.parametrize("broker", Flavour, indirect=True)
 def test_single_interfaces_forward_and_no_longer(world: Outside, alices: Client) -> None:
     with alices.acquire() as lease:
         assert goes_out(lease.tap, 6101)

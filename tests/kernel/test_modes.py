@@ -285,6 +285,8 @@ def test_what_a_guest_reaches_of_the_host(
     guest.tap.until(lambda p: p.kind == ECHO_REPLY[version] and p.source == guest.gateway(version))
 
 
+@pytest.mark.usefixtures("bridge_nf")
+@pytest.mark.parametrize("bridge_nf", [True, False], indirect=True, ids=["nf", "no-nf"])
 @versions
 @pytest.mark.parametrize("network", GATEWAYS)
 def test_guests_of_one_user_only_see_each_other(
@@ -345,6 +347,35 @@ def test_the_whole_host_does_not_forward(guests: dict[str, tuple[Guest, ...]]) -
     assert sysctl6("up0", "forwarding") == "0"  # it goes on taking advertisements
     assert host.forwarding("svn_i") == sysctl6("svn_i", "force_forwarding") == "0"
     assert len(host.elements("inet", "uplinks6")) == 1
+
+
+def test_a_host_that_forwards_opens_nothing(
+    guests: dict[str, tuple[Guest, ...]], world: Outside, alices: Client
+) -> None:
+    """What an isolated network is, the filter says, too; and a NAT network has no way in."""
+    switches = [
+        host.IPV4_CONF / "all/forwarding",
+        host.IPV4_CONF.parent.parent / "ipv6/conf/all/forwarding",
+    ]
+    for switch in switches:
+        switch.write_text("1")
+    alices.settle()
+    try:
+        assert host.forwarding("svn_i") == sysctl6("svn_i", "forwarding") == "1"
+        for name in ("i", "n"):
+            guest, *_ = guests[name]
+            for address, target in ((guest.tap.ipv4, ADDRESS4), (guest.tap.ipv6, ADDRESS6)):
+                guest.tap.waiting()
+                if name == "i":
+                    sent = guest.udp(target, (next(_ports), PORT), b"who am I?")
+                    assert [p for p in guest.after(sent) if p.source == target] == []
+                world.run(["python3", "-c", UNASKED, address])
+                found = [p for p in guest.after() if p.source == target and p.ports[0] != PORT]
+                assert found == []
+    finally:
+        for switch in switches:
+            switch.write_text("0")
+        alices.settle()
 
 
 def sysctl6(name: str, switch: str) -> str:

@@ -12,6 +12,7 @@ from lab import frames, host
 from lab.client import RefusalError, network_tap
 from lab.namespaces import PEOPLE
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
+from lab.stage import Flavour
 
 if TYPE_CHECKING:
     from lab.broker import Broker
@@ -87,6 +88,7 @@ def test_it_is_listed_as_it_would_be_and_as_it_is(
         assert bobs.networks()["private"]["bridge"] == f"svn_u{BOB}"
 
 
+@pytest.mark.parametrize("broker", Flavour, indirect=True)
 def test_a_route_of_the_host_is_passed_over(broker: Broker, alices: Client) -> None:
     usual = alices.networks()["private"]["ipv4"]
     prefix = ipaddress.ip_interface(usual).network

@@ -12,6 +12,7 @@ import pytest
 
 from lab.stage import ROOT
 from sessionvirt_broker.config import BUILTIN, PciPolicy, _Reader
+from sessionvirt_broker.wire import NetworkName
 
 if TYPE_CHECKING:
     from sessionvirt_broker.config import Configuration
@@ -31,6 +32,7 @@ def test_it_is_the_built_in_configuration() -> None:
     assert dict(configuration.networks) == dict(BUILTIN.networks)
     assert configuration.bridges == BUILTIN.bridges
     assert configuration.pci == BUILTIN.pci
+    assert configuration.private == BUILTIN.private
     assert configuration.limits == BUILTIN.limits
 
 
@@ -38,6 +40,8 @@ def test_what_is_commented_out_can_be_switched_on() -> None:
     # A setting has no space after the "#", prose has.
     configuration = read(re.sub(r"^#(?=\S)", "", TEXT, flags=re.MULTILINE))
     assert set(configuration.networks) == {"default", "lab"}
+    assert [host.label for host in configuration.networks[NetworkName("lab")].hosts] == ["build"]
+    assert configuration.private == BUILTIN.private  # its values are the defaults
     assert configuration.bridges == {"br0"}
     assert configuration.pci == PciPolicy(deny=frozenset({"0000:00:1f.2"}))
     assert configuration.limits == BUILTIN.limits
