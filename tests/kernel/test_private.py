@@ -83,7 +83,7 @@ def test_it_is_listed_as_it_would_be_and_as_it_is(
     with alices.acquire(network_tap("private")) as lease:
         now = alices.networks()["private"]
         assert now == {**before, "up": True, "leases": 1}
-        assert now["ipv4"] == f"{gateway(lease.tap)}/24"
+        assert now["ipv4"] == [f"{gateway(lease.tap)}/24"]
         assert bobs.networks()["private"]["leases"] == 0
         assert bobs.networks()["private"]["bridge"] == f"svn_u{BOB}"
 
@@ -91,7 +91,7 @@ def test_it_is_listed_as_it_would_be_and_as_it_is(
 @pytest.mark.parametrize("broker", Flavour, indirect=True)
 def test_a_route_of_the_host_is_passed_over(broker: Broker, alices: Client) -> None:
     usual = alices.networks()["private"]["ipv4"]
-    prefix = ipaddress.ip_interface(usual).network
+    prefix = ipaddress.ip_interface(usual[0]).network
     host.ip("link", "add", "ovl0", "type", "bridge")
     try:
         host.ip("link", "set", "ovl0", "up")
