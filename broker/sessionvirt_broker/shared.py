@@ -124,11 +124,12 @@ class SharedResources:
 
     def refresh_uplinks(self) -> None:
         """A default route or global forwarding changed: follow."""
-        for shared_id, version in UPLINKS_OF.items():
-            if record := self._records.get(shared_id):
-                self._refresh(record, version)
-        self._forward_again()
-        self._restrict_uplinks()
+        known = [one for one in UPLINKS_OF if one in self._records]
+        for shared_id in known:
+            self._refresh(self._records[shared_id], UPLINKS_OF[shared_id])
+        if known:
+            self._forward_again()
+            self._restrict_uplinks()
 
     def _refresh(self, record: Record, version: int) -> None:
         steps = record.parts.setdefault("", [])
