@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,8 +13,10 @@ from sessionvirt.broker_requests import PciRequest, TapRequest
 from sessionvirt.driver import rehearsal
 from sessionvirt.driver.lease import broker_requests
 from sessionvirt.model.addresses import PciAddress
+from sessionvirt.model.devices import Interface, InterfaceType, NicModel
 from sessionvirt.model.domain import parse_domain
 from sessionvirt.model.needs import Need, NeedKind, PciNeed, needs, pci_needs
+from sessionvirt.model.nic import NicDriver
 from sessionvirt.qemu.wiring import Accelerator
 
 if TYPE_CHECKING:
@@ -29,10 +31,20 @@ HOSTDEV = """\
 pytestmark = pytest.mark.unit
 
 
+def nic(queues: int = 1, **more: Any) -> Interface:
+    """A virtio interface on a network."""
+    return Interface(
+        type=InterfaceType.NETWORK,
+        network="default",
+        model=NicModel.VIRTIO,
+        driver=NicDriver(queues=queues, **more),
+    )
+
+
 def test_one_for_each_interface_in_order() -> None:
     mac = [interface.mac for interface in parsed("interfaces").value.interfaces]
     assert needs(parsed("interfaces").value) == (
-        Need(NeedKind.TAP, 0, network="default", mac=mac[0], queues=2, mtu=1400),
+        Need(NeedKind.TAP, 0, network="default", mac=mac[0], queues=2, mtu=1400, vhost=True),
         Need(NeedKind.TAP, 1, bridge="br0", mac=mac[1]),
         Need(NeedKind.USER, 2, mac=mac[2]),
         Need(NeedKind.USER, 3, mac=mac[3]),
@@ -60,7 +72,7 @@ def test_devices_are_asked_for_as_descriptors_where_one_answer_carries_them(
     """16, with the hold, the queues, and two for each device; all of them in the same way."""
     domain = dataclasses.replace(
         parsed("hostdevs").value,
-        interfaces=(dataclasses.replace(parsed("interfaces").value.interfaces[0], queues=queues),),
+        interfaces=(nic(queues),),
     )
     tap, *devices = broker_requests(domain, fds=True)
     assert isinstance(tap, TapRequest)

@@ -15,6 +15,7 @@ from sessionvirt.xmlmap import Element, attr, child, children, flag, kept, mappe
 from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Text, YesNo
 
 from .addresses import parse_mac
+from .nic import NicDriver
 
 if TYPE_CHECKING:
     from .addresses import MacAddress
@@ -220,7 +221,7 @@ class Interface(Device):
     """``<interface>``.
 
     :param mtu: bytes.
-    :param tap: the name that libvirt would give the TAP device; the broker chooses its own.
+    :param target: what people call the TAP, whose first name is the broker's.
     """
 
     type: InterfaceType = attr("@type", Choice(InterfaceType), required=True)
@@ -230,11 +231,26 @@ class Interface(Device):
     )
     mac: MacAddress | None = attr("mac/@address", Mac)
     model: NicModel | None = attr("model/@type", Choice(NicModel))
-    queues: int = attr("driver/@queues", Integer(1, 256), default=1)
+    driver: NicDriver | None = child("driver", NicDriver)
     mtu: int | None = attr("mtu/@size", Integer(68, 65535))
     link: LinkState = attr("link/@state", Choice(LinkState), default=LinkState.UP)
     boot_order: int | None = attr("boot/@order", ORDER)
-    tap: None = kept("target")
+    target: str | None = attr(
+        "target/@dev",
+        Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", "letters, digits and _ . -, at most 15"),
+    )
+
+    @property
+    def queues(self) -> int:
+        """Pairs of queues: 1 where the document is silent."""
+        return self.driver.queues or 1 if self.driver is not None else 1
+
+    @property
+    def name(self) -> str | None:
+        """The target, where a person chose it: libvirt fills in one that begins so, and ignores it
+        when it reads one (VIR_NET_GENERATED_VNET_PREFIX and its like, src/util/virnetdev.h)."""
+        generated = self.target is not None and re.match("vnet|vif|macvtap|macvlan", self.target)
+        return None if generated else self.target
 
 
 @mapped
