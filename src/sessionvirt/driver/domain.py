@@ -162,7 +162,10 @@ class VirtualMachine:
             domain = on_stdio(domain)
         capabilities, accelerator = await self._survey(domain)
         requests = broker_requests(
-            domain, with_group=settings.pci_with_group, fds=capabilities.takes_iommufd
+            domain,
+            with_group=settings.pci_with_group,
+            fds=capabilities.takes_iommufd,
+            vhost=accelerator is Accelerator.KVM,
         )
         if requests:
             from .rehearsal import rehearse

@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from sessionvirt.broker_data import Lease, TapGrant
     from sessionvirt.broker_requests import Request
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.needs import Need
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.wiring import InterfaceWiring
 
-__all__ = ["Network", "connect", "default_mac", "find_passt"]
+__all__ = ["Network", "connect", "default_mac", "find_passt", "start_passt", "tap_wiring"]
 
 _VHOST_NET = "/dev/vhost-net"
 
@@ -117,7 +118,7 @@ async def connect(
     :param requests: the domain's, to the broker, its TAPs in order among them.
     :param resources: gets what has to live as long as QEMU.
     :param handed_over: gets the descriptors that QEMU inherits; to be closed when it has.
-    :param vhost: let the kernel move the packets, where the user may open /dev/vhost-net.
+    :param vhost: let the kernel move the packets, where it can and no document says otherwise.
     :param interactive: the broker may show a prompt.
     :param bus_address: of the system bus; by default the usual one.
     :raise SessionvirtError: whatever the broker or passt says.
@@ -132,25 +133,41 @@ async def connect(
     helpers: list[Child] = []
     for need in needs(domain):
         if need.kind is NeedKind.TAP:
-            wirings.append(_tap(next(taps), handed_over, vhost=vhost))
+            wirings.append(tap_wiring(need, next(taps), handed_over, vhost=vhost))
             continue
         mac = need.mac or default_mac(domain.name, need.interface)
         passt = find_passt(capabilities)
         if passt is None:
             wirings.append(UserWiring(mac))
         else:
-            helper, fd = _start_passt(passt, handed_over)
+            helper, fd = start_passt(passt, handed_over)
             helpers.append(await resources.enter_async_context(helper))
             wirings.append(PasstWiring(fd, mac))
     return Network(tuple(wirings), lease, tuple(helpers))
 
 
-def _tap(grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
-    vhost_fds: list[int] = []
-    if vhost and os.access(_VHOST_NET, os.R_OK | os.W_OK):
+def tap_wiring(need: Need, grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
+    """What QEMU is told of a TAP.
+
+    The descriptors of /dev/vhost-net come from the broker. Where they did not fit into its answer,
+    a user who may opens them here.
+
+    :param vhost: as of :func:`connect`.
+    :raise NotFoundError: the document insists on vhost, and there is none.
+    """
+    vhost_fds = [fd.fileno() for fd in grant.vhost_fds]
+    wanted = vhost if need.vhost is None else need.vhost
+    if wanted and not vhost_fds and os.access(_VHOST_NET, os.R_OK | os.W_OK):
         for _ in grant.fds:
             fd = handed_over.enter_context(Fd(os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC)))
             vhost_fds.append(fd.fileno())
+    if need.vhost and not vhost_fds:
+        raise NotFoundError(
+            f"interface {need.interface} is to have vhost, and it cannot",
+            evidence=f"the broker gave no descriptor of {_VHOST_NET}, and you may not open it",
+            advice="write no name='vhost', which is used anyway where it can be; 'modprobe "
+            "vhost_net' shows whether this host has it, and one start has at most 16 descriptors",
+        )
     return TapWiring(
         fds=tuple(fd.fileno() for fd in grant.fds),
         mac=parse_mac(grant.mac),
@@ -187,7 +204,7 @@ def _says_its_version(passt: str) -> bool:
     return said.returncode == 0 and b"unknown version" not in said.stdout
 
 
-def _start_passt(program: str, handed_over: ExitStack) -> tuple[Child, int]:
+def start_passt(program: str, handed_over: ExitStack) -> tuple[Child, int]:
     """Start passt; returns it and the descriptor that QEMU is to inherit."""
     ours, theirs = socket.socketpair()
     handed_over.enter_context(ours)
