@@ -41,23 +41,41 @@ if TYPE_CHECKING:
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.wiring import InterfaceWiring
 
-__all__ = ["Network", "connect", "default_mac", "find_passt", "start_passt", "tap_wiring"]
+__all__ = [
+    "Joined", "Network", "connect", "default_mac", "find_passt", "join_user", "tap_wiring",
+]  # fmt: skip
 
 _VHOST_NET = "/dev/vhost-net"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One interface's other end.
+
+    :param tap: what the broker gave; None: it was not asked.
+    :param helper: the process that is its network; None: there is none.
+    """
+
+    wiring: InterfaceWiring
+    tap: TapGrant | None = None
+    helper: Child | None = None
 
 
 @dataclass(frozen=True)
 class Network:
     """The interfaces of one start.
 
-    :param wirings: one for each interface, in order.
+    :param joined: one for each interface, in order.
     :param lease: what the broker granted; None where it was not asked.
-    :param helpers: the processes at the other ends.
     """
 
-    wirings: tuple[InterfaceWiring, ...]
+    joined: tuple[Joined, ...]
     lease: Lease | None
-    helpers: tuple[Child, ...] = ()
+
+    @property
+    def wirings(self) -> tuple[InterfaceWiring, ...]:
+        """One for each interface, in order."""
+        return tuple(one.wiring for one in self.joined)
 
     @property
     def hold_fds(self) -> tuple[int, ...]:
@@ -82,8 +100,8 @@ class Network:
 
         :raise LaunchError: one does not.
         """
-        for helper in self.helpers:
-            if helper.returncode is not None:
+        for helper in (one.helper for one in self.joined):
+            if helper is not None and helper.returncode is not None:
                 raise LaunchError(
                     f"{helper.command[0]} {describe_exit(helper.returncode)}, so the guest would "
                     "have no network",
@@ -129,21 +147,29 @@ async def connect(
             lease = await client.acquire(requests, domain.name, interactive=interactive)
         handed_over.callback(lease.close)
     taps = iter(lease.taps if lease is not None else ())
-    wirings: list[InterfaceWiring] = []
-    helpers: list[Child] = []
+    joined: list[Joined] = []
     for need in needs(domain):
         if need.kind is NeedKind.TAP:
-            wirings.append(tap_wiring(need, next(taps), handed_over, vhost=vhost))
+            grant = next(taps)
+            joined.append(Joined(tap_wiring(need, grant, handed_over, vhost=vhost), grant))
             continue
-        mac = need.mac or default_mac(domain.name, need.interface)
-        passt = find_passt(capabilities)
-        if passt is None:
-            wirings.append(UserWiring(mac))
-        else:
-            helper, fd = start_passt(passt, handed_over)
-            helpers.append(await resources.enter_async_context(helper))
-            wirings.append(PasstWiring(fd, mac))
-    return Network(tuple(wirings), lease, tuple(helpers))
+        joined.append(join_user(need, domain.name, capabilities, handed_over))
+        if (helper := joined[-1].helper) is not None:
+            await resources.enter_async_context(helper)
+    return Network(tuple(joined), lease)
+
+
+def join_user(need: Need, vm: str, capabilities: Capabilities, handed_over: ExitStack) -> Joined:
+    """Make a user-mode interface; the helper, if it has one, is the caller's.
+
+    :param handed_over: as of :func:`connect`.
+    """
+    mac = need.mac or default_mac(vm, need.interface)
+    passt = find_passt(capabilities)
+    if passt is None:
+        return Joined(UserWiring(mac))
+    helper, fd = _start_passt(passt, handed_over)
+    return Joined(PasstWiring(fd, mac), helper=helper)
 
 
 def tap_wiring(need: Need, grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
@@ -204,7 +230,7 @@ def _says_its_version(passt: str) -> bool:
     return said.returncode == 0 and b"unknown version" not in said.stdout
 
 
-def start_passt(program: str, handed_over: ExitStack) -> tuple[Child, int]:
+def _start_passt(program: str, handed_over: ExitStack) -> tuple[Child, int]:
     """Start passt; returns it and the descriptor that QEMU is to inherit."""
     ours, theirs = socket.socketpair()
     handed_over.enter_context(ours)
