@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Final
 from sessionvirt.xmlmap import Element, attr, child, mapped
 from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff
 
-__all__ = ["GuestOffloads", "HostOffloads", "NicBackend", "NicDriver", "TxMode"]
+__all__ = ["MAX_QUEUES", "GuestOffloads", "HostOffloads", "NicBackend", "NicDriver", "TxMode"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Of one TAP: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c.
+MAX_QUEUES: Final = 256
 #: virtio_net_device_realize() in QEMU's hw/net/virtio-net.c takes these, and no other.
 _RING_SIZES: Final = (256, 512, 1024)
 
@@ -96,7 +98,7 @@ class NicDriver(Element):
     txmode: TxMode | None = attr("@txmode", Choice(TxMode))
     ioeventfd: bool | None = attr("@ioeventfd", OnOff)
     event_idx: bool | None = attr("@event_idx", OnOff)
-    queues: int | None = attr("@queues", Integer(1, 256))
+    queues: int | None = attr("@queues", Integer(1, MAX_QUEUES))
     rx_queue_size: int | None = attr("@rx_queue_size", _RingSize)
     tx_queue_size: int | None = attr("@tx_queue_size", _RingSize)
     host: HostOffloads | None = child("host", HostOffloads)
