@@ -23,7 +23,7 @@ import pytest
 
 from host.forward import Forwarder, is_inside
 from host.runner import Runner
-from lab import leaks, namespaces
+from lab import capture, leaks, namespaces
 from lab.broker import Broker
 from lab.bus import SystemBus
 from lab.daemon import Daemon, log_of
@@ -151,6 +151,7 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    capture.begin()
     if reason := missing_for(tier_of(item)):
         pytest.skip(reason)
 
@@ -169,6 +170,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         for log in sorted(log_of("any").parent.glob("*.log")):
             if text := log.read_text(errors="replace")[-4000:]:
                 report.sections.append((f"end of {log.name}", text))
+    if report.failed and (path := capture.write(report.nodeid)):
+        report.sections.append(("packets of this test", str(path)))
 
 
 @pytest.hookimpl(trylast=True)

@@ -49,11 +49,11 @@ def test_the_file_has_what_it_should() -> None:
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
         "grant": 13,
-        "pci": 10,
+        "pci": 12,
         "plan": 5,
         "requests": 4,
         "networks": 8,
-        "devices": 13,
+        "devices": 14,
         "leases": 9,
         "facts": 13,
     }
@@ -168,8 +168,14 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
         ),
         "pci": (
             PciRequest(
-                "0000:03:00.0", with_group=True, also=("0000:03:00.1",), managed=False, fds=True
+                "0000:03:00.0",
+                with_group=True,
+                also=("0000:03:00.1",),
+                managed=False,
+                fds=True,
+                driver="vfio-pci",
             ),
+            PciRequest("0000:03:10.0", mac="52:54:00:00:00:01", vlan=42),
         ),
     }
     assert {one.kind for each in requests.values() for one in each} == set(parameters())

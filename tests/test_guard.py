@@ -33,6 +33,16 @@ child = []
 def test_it():
     child.append(subprocess.Popen(["sleep", "60"]))
 """
+SAW_A_FRAME = """\
+from pathlib import Path
+from lab import capture
+def test_before():
+    capture.note("svt0", capture.OUTBOUND, bytes(60))
+def test_it():
+    capture.DIRECTORY = Path(__file__).with_name("captures")
+    capture.note("svt1", capture.INBOUND, b"only this one" + bytes(60))
+    assert not "all is well"
+"""
 LEAVES_NOTHING = """\
 def test_it():
     asyncio.run(asyncio.sleep(0))
@@ -106,3 +116,15 @@ def test_with_ci_what_the_kernel_has_not_is_a_skip_with_its_reason(tmp_path: Pat
     status, output = run_pytest(tmp_path, HEAD + SKIPS_FOR_ANOTHER_REASON, ci=True)
     assert status == 0
     assert "unit: 1 skipped (this kernel has no bonding: 1)" in output.splitlines()
+
+
+def test_a_failure_keeps_the_packets_of_its_test(tmp_path: Path) -> None:
+    status, output = run_pytest(tmp_path, HEAD + SAW_A_FRAME)
+    assert status == 1
+    (path,) = (tmp_path / "captures").iterdir()
+    assert str(path) in output
+    captured = path.read_bytes()
+    assert captured.startswith(bytes.fromhex("0a0d0d0a"))
+    assert b"only this one" in captured
+    assert b"svt1" in captured
+    assert b"svt0" not in captured

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sessionvirt_broker")
 
 IDLE_SECONDS = 30.0
+#: Of the kernel that runs.
+_MODULES = Path("/lib/modules") / os.uname().release
 #: How long the next broker waits for the last one to be done.
 _LOCK_SECONDS = 10.0
 
@@ -66,7 +68,9 @@ def _act(arguments: argparse.Namespace) -> int:
     from .errors import BrokerError
     from .host import Paths
 
-    paths = Paths(arguments.runtime, arguments.config, Path("/proc/sys/net"))
+    # In the unit the file is elsewhere. Whoever starts a privileged program says its environment.
+    aliases = Path(os.environ.get("SESSIONVIRT_MODULES_ALIAS", _MODULES / "modules.alias"))
+    paths = Paths(arguments.runtime, arguments.config, Path("/proc/sys/net"), aliases)
     keeper = None
     if arguments.keeper is not None:
         keeper = Keeper(socket.socket(fileno=arguments.keeper))

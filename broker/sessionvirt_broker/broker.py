@@ -319,7 +319,7 @@ class Broker:
         def survey() -> tuple[list[Offer], Configuration, bool]:
             configuration = self._config.current()
             offers = self._leases.survey(raw, owner, configuration, lease)
-            return offers, configuration, self._leases.is_ready(raw)
+            return offers, configuration, self._leases.is_ready(raw, configuration)
 
         offers, configuration, ready = await self._worker.run(survey)
         if not ready:
@@ -340,7 +340,7 @@ class Broker:
         """Have the host made ready; for nobody to whom polkit says no, for others may notice it."""
         await self._consent.answers(caller, offers, refusing=True)
         try:
-            await self._worker.run(self._leases.prepare, raw)
+            await self._worker.run(lambda: self._leases.prepare(raw, self._config.current()))
         except Restarting:
             self._replace()
             raise
@@ -377,5 +377,6 @@ def _tell(
         what=f"{given['kind']} {given.get('ifname') or given.get('address')}",
         where=given.get("network") or given.get("bridge") or "",
         mac=given.get("mac", ""),
+        vlan=given.get("vlan") or "",
         why=allowed,
     )

@@ -66,7 +66,7 @@ class Daemon:
         self._worker = Worker()
         self._host = Host(Links(), Firewall(), paths, keeper, Vfio())
         self._config = ConfigFile(paths.config)
-        kinds = resource_kinds(_machine_id(), replaceable=_is_service())
+        kinds = resource_kinds(_machine_id(), paths.aliases, replaceable=_is_service())
         self._leases = Leases(self._host, Journal(paths.records, boot_id(), STEPS), kinds.all)
         usage = Usage(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
         self._broker = Broker(

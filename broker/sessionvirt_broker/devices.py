@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .hostdev import PciKind
     from .pci import Function
     from .pcinames import PciNames
+    from .vfiodrivers import Drivers
 
 __all__ = ["Devices"]
 
@@ -29,10 +30,11 @@ __all__ = ["Devices"]
 class Devices:
     """The list. Worker thread."""
 
-    def __init__(self, sys: Path, kind: PciKind, names: PciNames) -> None:
+    def __init__(self, sys: Path, kind: PciKind, names: PciNames, drivers: Drivers) -> None:
         self._bus = PciBus(sys)
         self._kind = kind
         self._names = names
+        self._drivers = drivers
 
     def rows(
         self, configuration: Configuration, host: Host, holders: Mapping[str, str]
@@ -65,6 +67,7 @@ class Devices:
                 "subsystem": one.subsystem,
                 "class": f"{one.class_code:06x}",
                 "driver": one.driver,
+                "variant": self._drivers.variant(one),
                 "group": one.group,
                 "endpoint": one.endpoint,
                 "resets": one.resets,

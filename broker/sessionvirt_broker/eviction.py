@@ -52,7 +52,7 @@ def evict(paths: Paths, keeper: Keeper | None) -> int:
     stayed = _misread(journal, paths)
     if not stayed:
         # The machine's id is for what is made, and nothing is.
-        leases = Leases(host, journal, resource_kinds("").all)
+        leases = Leases(host, journal, resource_kinds("", paths.aliases).all)
         _end(leases, paths)
         stayed = [*leases.remains(), *_unrecorded(host)]
     for line in stayed:

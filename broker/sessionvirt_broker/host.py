@@ -28,6 +28,8 @@ class Paths:
     runtime: Path
     config: Path
     proc_net: Path
+    #: The kernel's modules.alias, wherever it is shown to the broker.
+    aliases: Path
 
     @property
     def records(self) -> Path:

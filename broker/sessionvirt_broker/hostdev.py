@@ -6,8 +6,12 @@ the others by DMA. So every endpoint is looked at, and every one goes to VFIO or
 critical for the host is refused whatever polkit or the caller says. Only root's broker.toml makes
 exceptions.
 
-A group is one lease's at a time. What its members need together is a shared part of the journal
-(``vfio-6``), so that two devices of a group that one machine asks for are bound once.
+A group is one lease's at a time, which may ask for its other devices later. What its members need
+together is a shared part of the journal (``vfio-6``), so that two devices of a group that one
+machine asks for are bound once, and go back with the last.
+
+Each endpoint goes to the driver that the kernel has for its model, where there is one (a *variant*,
+``variants.py``), and else to vfio-pci.
 
 What is not decided here: whether anybody may have it (polkit), and what a guest does to a device
 that it has had. Firmware that a guest wrote stays.
@@ -32,7 +36,9 @@ from .hostuse import HostUse
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
 from .pci import PciAddress, PciBus, is_address, isolation_faults
+from .vf import SetFunction, VirtualFunctions, Wanted
 from .vfio import DRIVER, is_vfio
+from .vfiodrivers import is_driver_name, same
 from .vfiosteps import (
     AssignDevice,
     GiveGroup,
@@ -53,6 +59,7 @@ if TYPE_CHECKING:
     from .pci import Function
     from .pcinames import PciNames
     from .steps import Step
+    from .vfiodrivers import Drivers
     from .wire import Fields
 
 __all__ = ["SHARED_PREFIX", "PciKind"]
@@ -77,19 +84,34 @@ class PciRequest(Request):
     also: frozenset[str]
     managed: bool
     fds: bool
+    driver: str
+    network: Wanted
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A device that can be given, with its group."""
+    """A device that can be given, with its group.
+
+    :param drivers: the VFIO driver of each endpoint.
+    :param held: the lease has the group already.
+    """
 
     function: Function
     endpoints: tuple[Function, ...]
     overrides: tuple[str, ...]
+    drivers: tuple[str, ...]
+    held: bool
 
     @property
     def others(self) -> tuple[Function, ...]:
+        """What goes along with it; what the lease has already does not."""
+        if self.held:
+            return ()
         return tuple(one for one in self.endpoints if one.address != self.function.address)
+
+    @property
+    def driver(self) -> str:
+        return self.drivers[self.endpoints.index(self.function)]
 
 
 class PciKind:
@@ -104,13 +126,19 @@ class PciKind:
     name = "pci"
     fds_fact = "address"
 
-    def __init__(self, sys: Path, proc: Path, names: PciNames, *, replaceable: bool) -> None:
+    def __init__(
+        self, sys: Path, proc: Path, names: PciNames, drivers: Drivers, *, replaceable: bool
+    ) -> None:
         self._sys = sys
         self._proc = proc
         self._names = names
+        self._drivers = drivers
         self._bus = PciBus(sys)
+        self._functions = VirtualFunctions(sys)
         #: Which groups are somebody's, and whether as descriptors.
         self._held: dict[str, bool] = {}
+        #: Which devices of theirs were asked for.
+        self._given: set[str] = set()
         #: Which driver each device of those groups had.
         self._former: dict[str, str] = {}
         # The devices' name and /dev/iommu come with the groups' name: vfio needs iommufd.
@@ -128,16 +156,23 @@ class PciKind:
             also=frozenset(also),
             managed=fields.flag("managed", default=True),
             fds=fields.flag("fds"),
+            driver=fields.text("driver") or "",
+            network=Wanted.read(fields),
         )
+        if request.driver and not is_driver_name(request.driver):
+            raise InvalidRequest(f"{fields.where}.driver: is no name of a driver")
         fields.finish()
         return request
 
-    def is_ready(self, host: Host) -> bool:
-        return host.vfio.is_loaded() and self._reachable
+    def is_ready(self, request: Request, host: Host) -> bool:
+        ready = host.vfio.is_loaded() and self._reachable
+        return ready and not self._to_load(cast("PciRequest", request), host)
 
-    def prepare(self, host: Host) -> None:
+    def prepare(self, request: Request, host: Host) -> None:
         if not host.vfio.is_loaded():
             host.vfio.load()
+        for address, module in self._to_load(cast("PciRequest", request), host):
+            host.vfio.load_variant(address, module)
         if not self._reachable:
             if not self._has(_GROUPS):
                 raise NotSupported("this kernel's VFIO has no groups (CONFIG_VFIO_GROUP)")
@@ -147,7 +182,7 @@ class PciKind:
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
     ) -> Offer:
         pci = cast("PciRequest", request)
-        found = self._candidate(pci, configuration.pci, host)
+        found = self._candidate(pci, configuration.pci, owner, host)
         device, others = found.function, found.others
         names = self._names.names((device, *others[:_NAMED]))
         name = names[device.address]
@@ -157,11 +192,15 @@ class PciKind:
         passed = self._passes(pci, host)
         plural = "device" if len(others) == 1 else "devices"
         along = f" and {len(others)} other {plural} of its isolation group: $(others)"
+        settings = self._settings(found, pci, host)
+        place = pci.network.phrase
         return Offer(
-            action="pci-assign",
+            # A rule that gives a function of a card has not said on which network, or as whom.
+            action="pci-network" if pci.network else "pci-assign",
             sentence='Authentication is required to give "$(device)" ($(address))'
             + (along if others else "")
-            + ' to the virtual machine "$(vm)". The host cannot use it until the machine ends.',
+            + f' to the virtual machine "$(vm)"{place}.'
+            " The host cannot use it until the machine ends.",
             details=(
                 ("vm", shown(owner.vm)),
                 ("uid", str(owner.uid)),
@@ -171,14 +210,18 @@ class PciKind:
                 ("group", device.group),
                 ("members", " ".join(one.address for one in found.endpoints)),
                 ("others", worded(named)),
+                ("driver", found.driver),
+                *pci.network.details,
             ),
-            summary=f'the device "{worded(name)}" ({device.address})'
+            summary=f'the device "{worded(name)}" ({device.address}){place}'
             + (f" with {len(others)} other {plural}: {worded(named)}" if others else ""),
             share=Share(devices=1, fds=_FDS if passed else 0),
             facts=(
                 passed,
                 *((one.address, one.identity, one.driver) for one in found.endpoints),
                 found.overrides,
+                found.drivers,
+                *((one.card, one.number) for one in settings),
             ),
         )
 
@@ -186,13 +229,18 @@ class PciKind:
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
     ) -> Plan:
         pci = cast("PciRequest", request)
-        found = self._candidate(pci, configuration.pci, host, again=True)
+        found = self._candidate(pci, configuration.pci, owner, host)
         group, passed = found.function.group, self._passes(pci, host)
-        if self._held.get(group, passed) is not passed:
-            raise InvalidRequest(f"fds: must be the same for every device of IOMMU group {group}")
+        settings = self._settings(found, pci, host)
         giving: Step = KeepGroup(group) if passed else GiveGroup(group, owner.uid)
         return Plan(
-            shared=(Shared(SHARED_PREFIX + group, lambda: _group_steps(found, pci, giving)),),
+            shared=(
+                Shared(
+                    SHARED_PREFIX + group,
+                    lambda: _group_steps(found, pci, settings, giving),
+                    owner.uid,
+                ),
+            ),
             steps=(
                 AssignDevice(
                     found.function.address,
@@ -200,8 +248,10 @@ class PciKind:
                     group,
                     tuple(one.address for one in found.endpoints),
                     tuple(one.identity for one in found.endpoints),
-                    DRIVER if pci.managed else found.function.driver,
+                    found.driver,
                     self._former.get(pci.address, found.function.driver),
+                    pci.network.mac,
+                    pci.network.vlan,
                 ),
                 *((OpenDevice(found.function.address),) if passed else ()),
             ),
@@ -220,6 +270,8 @@ class PciKind:
             "node": "" if _is_passed(steps) else f"/dev/vfio/{given.group}",
             "driver": given.driver,
             "former": given.former,
+            "mac": given.mac,
+            "vlan": given.vlan,
         }
 
     def share(self, steps: Sequence[Step]) -> Share:
@@ -229,18 +281,24 @@ class PciKind:
         return _assigned(steps).members
 
     def begun(self, steps: Sequence[Step]) -> None:
+        self._functions.begun(steps)
         for step in steps:
             if isinstance(step, GiveGroup | KeepGroup):
                 self._held[step.group] = isinstance(step, KeepGroup)
             elif isinstance(step, RebindDevice):
                 self._former[step.address] = step.former
+            elif isinstance(step, AssignDevice):
+                self._given.add(step.address)
 
     def ended(self, steps: Sequence[Step]) -> None:
+        self._functions.ended(steps)
         for step in steps:
             if isinstance(step, GiveGroup | KeepGroup):
                 self._held.pop(step.group, None)
             elif isinstance(step, RebindDevice):
                 self._former.pop(step.address, None)
+            elif isinstance(step, AssignDevice):
+                self._given.discard(step.address)
 
     def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
         self.begun(steps)
@@ -273,13 +331,9 @@ class PciKind:
         return isolation_faults(self._sys, self._proc)
 
     def _candidate(
-        self, pci: PciRequest, policy: PciPolicy, host: Host, *, again: bool = False
+        self, pci: PciRequest, policy: PciPolicy, owner: Owner, host: Host
     ) -> _Candidate:
-        """The device that a request names, with all of its group.
-
-        :param again: it was looked at a moment ago, in the same turn of the worker; this call may
-            have begun the group for another device of it meanwhile.
-        """
+        """The device that a request names, with all of its group."""
         function = self._bus.function(pci.address)
         if function is None:
             raise NotFound(f"address: there is no PCI device {pci.address}")
@@ -290,7 +344,8 @@ class PciKind:
             raise NotSupported(
                 f"no IOMMU isolates {pci.address}: it is off in the firmware or in the kernel"
             )
-        if not again and group in self._held:
+        mine = SHARED_PREFIX + group in owner.has
+        if group in self._held and not mine:
             raise Busy(f"IOMMU group {group}, which {pci.address} belongs to, is in use")
         for fault in (*self._bus.group_faults(group), *self.faults()):
             if not policy.weak_isolation:
@@ -305,13 +360,64 @@ class PciKind:
         endpoints = tuple(one for one in members if one.endpoint)
         if function not in endpoints:
             raise StateChanged(f"{pci.address} left its IOMMU group a moment ago; ask again")
+        if mine:
+            return self._of_held(function, endpoints, pci, policy, host)
         self._may_go_along(pci, endpoints)
-        if group in self._held:  # its steps are done
-            return _Candidate(function, endpoints, ("",) * len(endpoints))
         use = self.use(host)
         for one in endpoints:
             self._is_free(one, pci, policy, use)
-        return _Candidate(function, endpoints, self._overrides(endpoints, host, pci.managed))
+        drivers = tuple(self._driver(one, pci, host) for one in endpoints)
+        overrides = self._overrides(endpoints, host, pci.managed)
+        return _Candidate(function, endpoints, overrides, drivers, held=False)
+
+    def _of_held(
+        self,
+        function: Function,
+        endpoints: tuple[Function, ...],
+        pci: PciRequest,
+        policy: PciPolicy,
+        host: Host,
+    ) -> _Candidate:
+        """A further device of a group that the lease has: bound already, and to be given as well.
+
+        The others of the group went along with the first; this one is asked for by its own name.
+        """
+        address, group = function.address, function.group
+        if address in self._given:
+            raise Busy(f"the lease has {address} already")
+        if address in policy.deny:
+            raise DeviceUnsafe(f"{address}: broker.toml keeps it for the host")
+        if self._held.get(group) is not self._passes(pci, host):
+            raise InvalidRequest(f"fds: must be the same for every device of IOMMU group {group}")
+        if not is_vfio(function.driver):
+            raise StateChanged(f"{address} was taken from its VFIO driver; ask again")
+        if pci.driver and not same(pci.driver, function.driver):
+            raise InvalidRequest(
+                f"driver: {address} went to {function.driver} with its IOMMU group {group}"
+            )
+        drivers = tuple(one.driver for one in endpoints)
+        return _Candidate(function, endpoints, ("",) * len(endpoints), drivers, held=True)
+
+    def _driver(self, one: Function, pci: PciRequest, host: Host) -> str:
+        asked = pci.driver if one.address == pci.address else ""
+        if not pci.managed:
+            return self._drivers.bound(one, asked)
+        return self._drivers.choose(one, asked, host.vfio, general=same(pci.driver, DRIVER))
+
+    def _to_load(self, pci: PciRequest, host: Host) -> list[tuple[str, str]]:
+        """The modules that its group wants, each with a device that it is for."""
+        function = self._bus.function(pci.address)
+        if function is None or not pci.managed or same(pci.driver, DRIVER):
+            return []
+        if function.group in self._held:
+            return []
+        members = (one for one in self._bus.group(function.group) if one.endpoint)
+        return self._drivers.to_load(members, host.vfio)
+
+    def _settings(self, found: _Candidate, pci: PciRequest, host: Host) -> tuple[SetFunction, ...]:
+        if found.held and pci.network:  # its group's steps are done, without these
+            raise Busy(f"{pci.address} is in use; its mac and vlan are set when it is given")
+        return self._functions.steps(found.function, len(found.endpoints) - 1, pci.network, host)
 
     def _may_go_along(self, pci: PciRequest, endpoints: Sequence[Function]) -> None:
         unasked = {one.address for one in endpoints} - {pci.address} - pci.also
@@ -359,18 +465,18 @@ class PciKind:
         return any(line.split()[1:] == [name] for line in text.splitlines())
 
 
-def _group_steps(found: _Candidate, pci: PciRequest, giving: Step) -> tuple[Step, ...]:
+def _group_steps(
+    found: _Candidate, pci: PciRequest, settings: Sequence[Step], giving: Step
+) -> tuple[Step, ...]:
     group = found.function.group
     if not pci.managed:
-        return (giving,)
-    pairs = list(zip(found.endpoints, found.overrides, strict=True))
+        return (*settings, giving)
+    rows = list(zip(found.endpoints, found.overrides, found.drivers, strict=True))
     overriding = (
-        OverrideDriver(o.address, group, o.identity, DRIVER, was, o.driver) for o, was in pairs
+        OverrideDriver(o.address, group, o.identity, to, was, o.driver) for o, was, to in rows
     )
-    binding = (
-        RebindDevice(o.address, group, o.identity, DRIVER, o.driver) for o in found.endpoints
-    )
-    return (*overriding, *binding, giving)
+    binding = (RebindDevice(o.address, group, o.identity, to, o.driver) for o, _, to in rows)
+    return (*overriding, *settings, *binding, giving)
 
 
 def _is_gone(address: str, identity: str, host: Host) -> bool:

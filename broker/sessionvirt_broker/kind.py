@@ -39,10 +39,15 @@ Watched = int | str
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """For whom: the caller's uid and the VM's name."""
+    """For whom: the caller's uid and the VM's name.
+
+    :param has: the ids of what its lease shares with others or in itself already, when more is
+        asked for.
+    """
 
     uid: int
     vm: VmName
+    has: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What several leases use together; made for the first, undone after the last."""
+    """What several leases use together; made for the first, undone after the last.
+
+    :param uid: whose it is alone: what is not given back counts for him.
+    """
 
     id: str
     steps: Callable[[], Sequence[Step]]
+    uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +121,10 @@ class ResourceKind(Protocol):
     def parse(self, fields: Fields, position: int, configuration: Configuration) -> Request:
         """:raise InvalidRequest: names the field."""
 
-    def is_ready(self, host: Host) -> bool:
-        """Whether the host has what it needs for one of these; else :meth:`prepare`."""
+    def is_ready(self, request: Request, host: Host) -> bool:
+        """Whether the host has what it needs for this; else :meth:`prepare`."""
 
-    def prepare(self, host: Host) -> None:
+    def prepare(self, request: Request, host: Host) -> None:
         """Have what the host needs; after a request was found good, and before the question.
 
         :raise NotSupported: the host has it not.

@@ -14,6 +14,9 @@ from .hostdev import PciKind
 from .network import Bridge, BridgeForward, FirewallTables, NetworkFilter
 from .pcinames import PciNames
 from .tap import AttachTap, CreateTap, FilterTap, TapKind
+from .variants import Variants
+from .vf import SetFunction
+from .vfiodrivers import Drivers
 from .vfiosteps import (
     AssignDevice,
     GiveGroup,
@@ -51,6 +54,7 @@ STEPS: Mapping[str, type[Step]] = {
         OverrideDriver,
         RebindDevice,
         RunDnsmasq,
+        SetFunction,
     )
 }
 
@@ -63,13 +67,15 @@ class Kinds:
     devices: Devices
 
 
-def resource_kinds(machine_id: str, *, replaceable: bool = False) -> Kinds:
+def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False) -> Kinds:
     """The kinds of this host.
 
+    :param aliases: the kernel's modules.alias.
     :param replaceable: as of :class:`PciKind`.
     """
     sys, proc = Path("/sys"), Path("/proc")
     names = PciNames(Path("/run/udev/data"), Path("/usr/share/misc/pci.ids"))
-    pci = PciKind(sys, proc, names, replaceable=replaceable)
+    drivers = Drivers(Variants(aliases))
+    pci = PciKind(sys, proc, names, drivers, replaceable=replaceable)
     kinds: tuple[ResourceKind, ...] = (TapKind(machine_id, sys / "class/net"), pci)
-    return Kinds({kind.name: kind for kind in kinds}, Devices(sys, pci, names))
+    return Kinds({kind.name: kind for kind in kinds}, Devices(sys, pci, names, drivers))

@@ -8,6 +8,8 @@ The header of its record, plain JSON::
     allowed     "yes" without a prompt, "asked" after one
     shared      part -> ids of the shared records that it uses
     next        the number that the next grant gets
+    process     the one that LockMemory named last, and
+    locks       the bytes that it may lock; both may be absent
     complete    its maker got to the end; without it nobody had an answer
 """
 
@@ -15,11 +17,12 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .journal import Record
 from .kind import Owner
+from .processes import Process
 from .wire import VmName
 
 if TYPE_CHECKING:
@@ -95,6 +98,24 @@ class Lease:
     def grants(self) -> Iterator[tuple[str, list[Step]]]:
         """Id and steps of each."""
         return iter(self.record.parts.items())
+
+    @property
+    def recipient(self) -> Owner:
+        """The owner, with what the lease has already of what is shared."""
+        return replace(
+            self.owner, has=frozenset(one for ids in self.shared.values() for one in ids)
+        )
+
+    @property
+    def process(self) -> Process | None:
+        """The one that LockMemory named last."""
+        return Process.decode(self.record.header.get("process"))
+
+    @property
+    def locks(self) -> int:
+        """The bytes that it was allowed to lock."""
+        size = self.record.header.get("locks")
+        return size if type(size) is int and size > 0 else 0
 
     @property
     def next_number(self) -> int:

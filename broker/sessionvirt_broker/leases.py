@@ -22,7 +22,6 @@ from . import hold
 from .errors import (
     HostFailure,
     InvalidRequest,
-    LimitsExceeded,
     NotFound,
     NotSupported,
     StateChanged,
@@ -31,8 +30,7 @@ from .kind import Adopted, Owner
 from .lease import Acquired, Granted, Lease, kind_word
 from .limits import Share, check
 from .listing import Listing
-from .memlock import raise_limit
-from .processes import Process, of_pid
+from .memlock import Allowance, process_of, raise_limit
 from .shared import SharedResources
 from .steps import carry_out
 from .takeover import Judge
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .journal import Journal
     from .kind import Offer, Plan, Request, ResourceKind, Watched
+    from .processes import Process
     from .steps import Step
     from .wire import TypedValue
 
@@ -80,6 +79,7 @@ class Leases:
         self._undo = Undo(host, journal)
         self._shared = SharedResources(host, journal, kinds, self._undo)
         self._tally = Tally()
+        self._allowance = Allowance()
         self.listing = Listing(host, self._undo, self._held)
 
     # Section: questions
@@ -107,14 +107,16 @@ class Leases:
             parsed.append((kind, kind.parse(fields, first + number, configuration)))
         return parsed
 
-    def is_ready(self, raw: Sequence[RawRequest]) -> bool:
+    def is_ready(self, raw: Sequence[RawRequest], configuration: Configuration) -> bool:
         """Whether the host has what it needs for these; else :meth:`prepare`."""
-        return all(self._kinds[word].is_ready(self._host) for word, _ in raw)
+        parsed = self.parse(raw, configuration)
+        return all(kind.is_ready(request, self._host) for kind, request in parsed)
 
-    def prepare(self, raw: Sequence[RawRequest]) -> None:
+    def prepare(self, raw: Sequence[RawRequest], configuration: Configuration) -> None:
         """Have what the host needs for these."""
-        for word in {word for word, _ in raw}:
-            self._kinds[word].prepare(self._host)
+        for kind, request in self.parse(raw, configuration):
+            if not kind.is_ready(request, self._host):
+                kind.prepare(request, self._host)
 
     def survey(
         self,
@@ -124,14 +126,20 @@ class Leases:
         lease: str | None = None,
     ) -> list[Offer]:
         """What would be given for ``raw``, and whether there is room for it."""
+        first = 0
+        if lease is not None:
+            held = self._own(lease, owner.uid)
+            first, owner = held.next_number, held.recipient
         offers = [
             kind.survey(request, owner, configuration, self._host)
-            for kind, request in self._parse_for(raw, owner, configuration, lease)
+            for kind, request in self.parse(raw, configuration, first)
         ]
         wanted = Share(leases=0 if lease else 1)
         for offer in offers:
             wanted = wanted.plus(offer.share)
-        check(self._tally.held(owner.uid), wanted, len(self._leases), configuration.limits)
+        # A group that is not given back is a device that nobody else has either.
+        held_now = self._tally.held(owner.uid).plus(Share(devices=self._undo.owed(owner.uid)))
+        check(held_now, wanted, len(self._leases), configuration.limits)
         return offers
 
     def outline(
@@ -216,18 +224,6 @@ class Leases:
         if self.survey(raw, owner, configuration, lease) != list(shown):
             raise StateChanged("the host changed since it was asked about; ask again")
 
-    def _parse_for(
-        self,
-        raw: Sequence[RawRequest],
-        owner: Owner,
-        configuration: Configuration,
-        lease: str | None,
-    ) -> list[tuple[ResourceKind, Request]]:
-        first = 0
-        if lease is not None:
-            first = self._own(lease, owner.uid).next_number
-        return self.parse(raw, configuration, first)
-
     def _grow(
         self, lease: Lease, raw: Sequence[RawRequest], configuration: Configuration
     ) -> tuple[Granted, ...]:
@@ -237,7 +233,7 @@ class Leases:
         try:
             for kind, request in self.parse(raw, configuration, first):
                 name = f"{kind.name}{request.position}"
-                plan = kind.plan(request, lease.owner, configuration, self._host)
+                plan = kind.plan(request, lease.recipient, configuration, self._host)
                 new.append(name)
                 self._carry_out(lease, name, kind, plan)
             lease.record.header["next"] = first + len(new)
@@ -344,18 +340,19 @@ class Leases:
     def lock_memory(self, lease_id: str, uid: int, pidfd: int, size_bytes: int, most: int) -> int:
         """Let a process of a lease's user lock memory, as VFIO does.
 
+        :param most: what all processes of the user may lock together.
         :return: its pid.
         """
         lease = self._own(lease_id, uid)
         if not any(kind_word(name) == "pci" for name, _ in self._whole(lease)):
             raise NotSupported("nothing that the lease has locks memory")
-        if size_bytes > most:
-            raise LimitsExceeded(f"lock_memory_gib: {most / (1 << 30):.1f}")
-        pid = raise_limit(pidfd, uid, size_bytes)
-        if process := of_pid(pid):
-            lease.record.header["process"] = process.encode()
-            self._journal.write(lease.record)
-        return pid
+        process = process_of(pidfd)
+        self._allowance.check(uid, process, size_bytes, most)
+        raise_limit(pidfd, uid, size_bytes)
+        lease.record.header["locks"] = self._allowance.note(uid, process, size_bytes)
+        lease.record.header["process"] = process.encode()
+        self._journal.write(lease.record)
+        return process.pid
 
     def holder(self, lease_id: str) -> tuple[Owner, Process | None]:
         """Whose a lease is, whoever asks, and the process that has what it gave.
@@ -365,7 +362,7 @@ class Leases:
         lease = self._leases.get(lease_id)
         if lease is None:
             raise NotFound("there is no such lease")
-        return lease.owner, Process.decode(lease.record.header.get("process"))
+        return lease.owner, lease.process
 
     def remains(self) -> list[str]:
         """What is left of leases and networks that have ended, each with why; for a person."""
@@ -427,6 +424,8 @@ class Leases:
         for lease in alive:
             self._leases[lease.id] = lease
             self._tally.lease_begun(lease.owner.uid)
+            if (process := lease.process) is not None:
+                self._allowance.note(lease.owner.uid, process, lease.locks)
             for name, steps in lease.grants:
                 self._shared.count(lease.shared.get(name, ()))
                 self._kind_of(name).adopt(steps, adopted)

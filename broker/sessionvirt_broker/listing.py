@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from .processes import Process
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -99,7 +97,7 @@ class Listing:
 def _row(
     lease: Lease, grants: Sequence[Mapping[str, object]], state: str, drops: dict[str, int]
 ) -> dict[str, object]:
-    process = Process.decode(lease.record.header.get("process"))
+    process = lease.process
     return {
         "lease": lease.id,
         "vm": lease.owner.vm,

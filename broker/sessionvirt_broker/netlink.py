@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import socket
 import sys
 import types
@@ -19,6 +20,7 @@ from .errors import NotSupported
 
 if TYPE_CHECKING:
     import ipaddress
+    from collections.abc import Iterable, Mapping
 
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.EINVAL})
 
@@ -37,6 +39,32 @@ class Link:
     mac: str
     mtu: int
     master: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualFunction:
+    """What a card's driver says of one of its virtual functions (struct ifla_vf_* in if_link.h).
+
+    :param vlan: the tag that it adds and takes away, with ``qos`` the priority in it; 0: none.
+    :param proto: of the tag: 0x8100, or 0x88a8 (802.1ad).
+    :param spoofchk: 1: nothing leaves it but from ``mac``; 0: anything; -1: it is not said.
+    :param trust: 1: it may change its address by itself; 0, -1: likewise.
+    """
+
+    mac: str
+    vlan: int
+    qos: int
+    proto: int
+    spoofchk: int
+    trust: int
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """An interface with virtual functions, by number."""
+
+    mac: str
+    functions: Mapping[int, VirtualFunction]
 
 
 class Links:
@@ -73,16 +101,60 @@ class Links:
         return socket.if_nametoindex(name)
 
     def _get(self, **which: int | str) -> Link | None:
+        message = self._message(**which)
+        return None if message is None else _link(message)
+
+    def _message(self, **which: int | str) -> Any:
+        """The kernel's message about one interface, or None."""
         try:
             messages = tuple(self._ip.link("get", **which))
         except Exception as error:
             if getattr(error, "code", None) in _ABSENT:
                 return None
             raise
-        return _link(messages[0]) if messages else None
+        return messages[0] if messages else None
+
+    def card(self, ifindex: int) -> Card | None:
+        """The virtual functions of an interface; None: there is no such interface."""
+        # RTEXT_FILTER_VF and RTEXT_FILTER_SKIP_STATS: with counters, those of a card with many
+        # functions do not fit into one attribute.
+        message = self._message(index=ifindex, ext_mask=0x01 | 0x08)
+        if message is None:
+            return None
+        found = message.get_attr("IFLA_VFINFO_LIST")
+        functions = (_function(one) for one in (found.get_attrs("IFLA_VF_INFO") if found else ()))
+        return Card(str(message.get_attr("IFLA_ADDRESS") or ""), dict(functions))
+
+    def set_function(self, ifindex: int, number: int, setting: str, value: str | int) -> None:
+        """Set one thing of a virtual function.
+
+        :param setting: "mac", "spoofchk" or "trust".
+        :raise OSError: the card's driver refuses.
+        """
+        self._set_function(ifindex, {"vf": number, setting: value})
+
+    def set_function_vlan(self, ifindex: int, number: int, vlan: int, qos: int) -> None:
+        """Set its VLAN, of 802.1Q; 0: none.
+
+        :raise OSError: likewise.
+        """
+        self._set_function(ifindex, {"vf": number, "vlan": {"vlan": vlan, "qos": qos}})
+
+    def _set_function(self, ifindex: int, words: dict[str, object]) -> None:
+        # PRIVILEGE: CAP_NET_ADMIN; what a card lets a function of it send and receive.
+        try:
+            self._ip.link("set", index=ifindex, vf=words)
+        except Exception as error:
+            code = getattr(error, "code", None)
+            if not isinstance(code, int):
+                raise
+            raise OSError(code, os.strerror(code)) from error
 
     def create_bridge(self, name: str, *, mac: str, mtu: int) -> int:
         """Make a bridge with an address of its own that no port's can replace.
+
+        It does not look for members of groups (IGMP and MLD snooping): whom it takes for one, and
+        for a router, is what guests say.
 
         :return: its ifindex.
         :raise FileExistsError: somebody has that name already.
@@ -90,7 +162,13 @@ class Links:
         # PRIVILEGE: CAP_NET_ADMIN; a new interface in the host's network namespace.
         try:
             self._ip.link(
-                "add", ifname=name, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0
+                "add",
+                ifname=name,
+                kind="bridge",
+                address=mac,
+                br_stp_state=0,
+                br_forward_delay=0,
+                br_mcast_snooping=0,
             )
         except Exception as error:
             if getattr(error, "code", None) == errno.EEXIST:
@@ -177,6 +255,21 @@ class Links:
             if getattr(error, "code", None) not in _ABSENT:
                 raise
 
+    def forget_neighbours(self, name: str, addresses: Iterable[str]) -> None:
+        """Have the host forget whom it found at *addresses* by an interface; absent is in order."""
+        try:
+            ifindex = self.index_of(name)
+        except OSError:
+            return  # and with it all that was found by it
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            try:
+                # PRIVILEGE: CAP_NET_ADMIN; a cache, which the kernel fills again by asking.
+                self._ip.neigh("del", family=family, ifindex=ifindex, dst=address)
+            except Exception as error:
+                if getattr(error, "code", None) not in _ABSENT:
+                    raise
+
     def route_interfaces(self, prefix: ipaddress.IPv4Network) -> frozenset[int]:
         """The interfaces with an IPv4 route that overlaps ``prefix``, default routes left out."""
         import ipaddress
@@ -245,6 +338,26 @@ def _iproute() -> Any:
     from pyroute2 import IPRoute
 
     return IPRoute
+
+
+def _function(info: Any) -> tuple[int, VirtualFunction]:
+    """One IFLA_VF_INFO: its number, and what it says."""
+    mac, vlan = info.get_attr("IFLA_VF_MAC"), info.get_attr("IFLA_VF_VLAN")
+    tags = info.get_attr("IFLA_VF_VLAN_LIST")
+    tag = tags.get_attr("IFLA_VF_VLAN_INFO") if tags else None
+    return int(mac["vf"]), VirtualFunction(
+        mac=str(mac["mac"]),
+        vlan=int(vlan["vlan"]),
+        qos=int(vlan["qos"]),
+        proto=int(tag["proto"]) if tag else 0x8100,
+        spoofchk=_said(info.get_attr("IFLA_VF_SPOOFCHK"), "spoofchk"),
+        trust=_said(info.get_attr("IFLA_VF_TRUST"), "trust"),
+    )
+
+
+def _said(attribute: Any, name: str) -> int:
+    """0 or 1; -1, which the kernel fills in for a driver that does not say, for all else."""
+    return int(attribute[name]) if attribute and attribute[name] in (0, 1) else -1
 
 
 def _link(message: Any) -> Link:

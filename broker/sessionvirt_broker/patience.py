@@ -19,16 +19,49 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import Busy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["DEADLINE_SECONDS", "Patience", "StuckError"]
 
 #: What a driver that lets go takes is milliseconds, a graphics card's a few seconds.
 DEADLINE_SECONDS = 10.0
 _TEE, _CAT = "/usr/bin/tee", "/usr/bin/cat"
+
+
+@contextlib.contextmanager
+def _holding(text: bytes) -> Iterator[int]:
+    """The end to read from of a pipe that has ``text`` in it, and then its end."""
+    reader, writer = os.pipe()
+    try:
+        try:
+            os.write(writer, text)  # a pipe holds more than what is written here
+        finally:
+            os.close(writer)
+        yield reader
+    finally:
+        os.close(reader)
+
+
+def _ends(pid: int, seconds: float) -> bool:
+    """Wait for the end of a child, which is not reaped here.
+
+    By its pidfd: subprocess would look again by the clock, and later each time.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(pidfd)
 
 
 class StuckError(Busy):
@@ -71,27 +104,27 @@ class Patience:
     def _run(self, argv: list[str], device: str, text: bytes) -> bytes:
         if self.waits_for(device):
             raise StuckError(f"the kernel has still not let go of {device}")
-        # PRIVILEGE: CAP_DAC_OVERRIDE, inherited; many files of sysfs are root's alone.
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if argv[0] == _CAT else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={"LC_ALL": "C", "DEVICE": device},  # for the next broker, if this one dies
-            cwd="/",
-        )
-        try:
-            said, complaint = child.communicate(text, timeout=self._seconds)
-        except subprocess.TimeoutExpired as error:
-            for stream in (child.stdin, child.stdout, child.stderr):
-                if stream is not None:
-                    stream.close()
-            self._late.append((device, child))
-            why = f"the kernel has not let go of {device} in {self._seconds:.0f} s"
-            raise StuckError(why) from error
-        if child.returncode:
+        with contextlib.ExitStack() as stack:
+            # PRIVILEGE: CAP_DAC_OVERRIDE, inherited; many files of sysfs are root's alone.
+            child = subprocess.Popen(
+                argv,
+                stdin=stack.enter_context(_holding(text)),
+                stdout=subprocess.PIPE if argv[0] == _CAT else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={"LC_ALL": "C", "DEVICE": device},  # for the next broker, if this one dies
+                cwd="/",
+            )
+            for stream in filter(None, (child.stdout, child.stderr)):
+                stack.enter_context(stream)
+            if not _ends(child.pid, self._seconds):
+                self._late.append((device, child))
+                raise StuckError(f"the kernel has not let go of {device} in {self._seconds:.0f} s")
+            # It has ended, so there is an end of what it said; and a page fits into a pipe.
+            said = child.stdout.read() if child.stdout else b""
+            complaint = child.stderr.read() if child.stderr else b""
+        if child.wait():
             raise OSError(errno.EIO, complaint.decode(errors="replace").strip(), argv[-1])
-        return said or b""
+        return said
 
     def _left_by_others(self) -> list[tuple[str, int]]:
         pids = [int(entry.name) for entry in self._proc.iterdir() if entry.name.isdigit()]

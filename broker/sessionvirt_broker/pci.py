@@ -27,10 +27,9 @@ from . import sysfs
 PciAddress = NewType("PciAddress", str)
 
 # fullmatch with explicit ASCII classes, as in wire.py. A bus has 32 devices of 8 functions.
-_ASKED = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-#: What the kernel names one ("%04x:%02x:%02x.%d", pci_setup_device()): domains behind Intel's VMD
-#: begin at 10000, Hyper-V's may be anything.
-_NAMED = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+#: What the kernel names one ("%04x:%02x:%02x.%d", pci_setup_device()), and nothing else that means
+#: the same: domains behind Intel's VMD begin at 10000, Hyper-V's may be anything.
+_NAMED = re.compile(r"(?:[0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7}):[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _GROUP = re.compile(r"[0-9]{1,10}")
 #: Which only functions have that have a bus behind them (pci_bridge_attrs in pci-sysfs.c).
 _BRIDGE = "secondary_bus_number"
@@ -40,7 +39,7 @@ _NOIOMMU = "vfio-noiommu"
 
 def is_address(text: str) -> bool:
     """Whether a caller may ask for a function by this."""
-    return _ASKED.fullmatch(text) is not None
+    return _NAMED.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,17 @@ Each reason for a drop is a chain that ends in a set with one counting element a
 and reason, at a hash look-up's price, and dropped all the same where the element is missing.
 
 What a frame must have is matched, never what it must not have: a rule that cannot read its field
-(the frame is cut short) does not match, and the last one is the drop. DHCP servers are known by
-either port, for clients look at their own only. A first IPv6 fragment must have its transport
-header, or a second one could bring what the first was not judged by (RFC 7113).
+(the frame is cut short) does not match, and the last one is the drop. So a packet whose headers
+nft cannot follow to its transport is not accepted (``meta l4proto >= 0``: it has one), or it would
+be spared what is asked about ports and types. DHCP servers are known by either port, for clients
+look at their own only; in first fragments, for Linux 6.18 lets nft find "ports" in IPv4's later
+ones (measured). A first IPv6 fragment must have its transport header, or a second one could bring
+what the first was not judged by (RFC 7113).
+
+Nobody asks who wants which group (IGMP, MLD): a bridge that hears a query takes the port for a
+router's and gives groups to their known members only, which cuts others' guests off from neighbour
+discovery. It reads queries where nft does not: in a later fragment of IGMP (ip_mc_check_igmp()),
+and behind an AH (ipv6_skip_exthdr()), which with hop-by-hop options, as MLD has them, is refused.
 
 Frames to 01:80:c2:00:00:0x do not pass prerouting: the bridge hands some to ``input``, and LLDP's,
 and BPDUs where STP is on, to the *port's own* layer 3, past every bridge hook. So a TAP itself may
@@ -116,16 +124,29 @@ table bridge sessionvirt {{
     arp htype 1 arp ptype ip arp hlen 6 arp plen 4 jump arp_hardware
     goto drop_arp
   }
-  chain check_ipv4 {
+  chain first_fragment4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
-    iifname @unbound accept
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
-    meta iifname . ip saddr @addresses4 accept
+  }
+  chain check_igmp {
+    ip frag-off & 0x1fff == 0 igmp type { 0x12, 0x16, 0x17, 0x22 } return
+    goto drop_router
+  }
+  chain check_ipv4 {
+    ip frag-off & 0x1fff == 0 jump first_fragment4
+    meta l4proto igmp jump check_igmp
+    iifname @unbound meta l4proto >= 0 accept
+    meta l4proto >= 0 meta iifname . ip saddr @addresses4 accept
     goto drop_ipv4
   }
   chain first_fragment6 {
     @th,0,32 >= 0 return
+    goto drop_ipv6
+  }
+  chain later_fragment6 {
+    iifname @unbound accept
+    meta iifname . ip6 saddr @addresses6 accept
     goto drop_ipv6
   }
   chain advertised {
@@ -138,12 +159,14 @@ table bridge sessionvirt {{
   }
   chain check_ipv6 {
     frag frag-off 0 jump first_fragment6
-    icmpv6 type { nd-router-advert, nd-redirect } goto drop_router
+    frag frag-off != 0 goto later_fragment6
+    icmpv6 type { nd-router-advert, nd-redirect, mld-listener-query } goto drop_router
+    exthdr hbh exists meta l4proto ah goto drop_router
     udp sport 547 goto drop_dhcp
     udp dport 546 goto drop_dhcp
-    iifname @unbound accept
+    iifname @unbound meta l4proto >= 0 accept
     ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
-    meta iifname . ip6 saddr @addresses6 goto own6
+    meta l4proto >= 0 meta iifname . ip6 saddr @addresses6 goto own6
     goto drop_ipv6
   }
   chain from_guest {

@@ -2,7 +2,7 @@
 """What several leases use together: the tables, a network, forwarding.
 
 Made for the first, undone after the last; each a journal record of its own, written ``complete``
-when it is. Worker thread.
+when it is, and ``for`` the uid whose alone it is, where it is one user's. Worker thread.
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ class SharedResources:
         self._undo.retry()
         if shared.id in self._undo:
             raise HostFailure(f"the host has not let go of the former {shared.id}")
-        record = Record(shared.id, {"complete": False}, {"": []})
+        header: dict[str, object] = {"complete": False}
+        if shared.uid is not None:
+            header["for"] = shared.uid
+        record = Record(shared.id, header, {"": []})
         steps = shared.steps()
         for kind in self._kinds.values():
             kind.begun(steps)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from .errors import BrokerError, Busy, HostFailure
@@ -62,7 +62,7 @@ class Step(abc.ABC):
 
 
 def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
-    """A step from the journal.
+    """A step from the journal; a field that its writer did not know has its default.
 
     :raise ValueError: it is not one of ours; the message names the field.
     """
@@ -74,6 +74,8 @@ def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
     values: dict[str, object] = {}
     for item in fields(cls):
         value = raw.get(item.name)
+        if item.name not in raw and item.default is not MISSING:
+            continue
         if item.type == "tuple[str, ...]":
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 raise ValueError(f"{cls.NAME}.{item.name}: not a list of strings")

@@ -20,7 +20,7 @@ from .addresses import DERIVED_PREFIX, AddressBook, addresses_of, derived_mac
 from .config import BRIDGE_PREFIX, Network
 from .dnsmasq import HostEntry, NetworkFiles
 from .errors import Busy, DeviceUnsafe, InvalidRequest, NotFound, NotSupported
-from .firewall import TapRules
+from .firewall import TapRules, link_local
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
 from .steps import Step
@@ -91,16 +91,21 @@ class CreateTap(Step):
 
     def undo(self, host: Host) -> None:
         host.close_fds(self.ifname)
-        # The name is 48 random bits of ours and cannot be changed without CAP_NET_ADMIN. The index
-        # is not known after a crash between the two lines of execute().
-        link = host.links.by_name(self.ifname)
-        if link is not None and self.ifindex in (0, link.ifindex):
-            host.links.delete(link.ifindex)
+        # By index, for an administrator may have renamed it: then no rule of ours is about it. The
+        # index is not known after a crash between the two lines of execute(); the name is 48 random
+        # bits of ours. An index is not given again before 2^31 interfaces later, but by request.
+        links = host.links
+        link = links.by_index(self.ifindex) if self.ifindex else links.by_name(self.ifname)
+        if link is not None and link.kind == "tun":
+            links.delete(link.ifindex)
 
 
 @dataclass(frozen=True, slots=True)
 class FilterTap(Step):
-    """What its frames may carry; there before the TAP is."""
+    """What its frames may carry; there before the TAP is.
+
+    :param bridge: of a managed network, where the host forgets whom it had at the addresses.
+    """
 
     NAME: ClassVar[str] = "tap-filter"
 
@@ -110,6 +115,7 @@ class FilterTap(Step):
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...]
     unbound: int
+    bridge: str = ""
 
     def describe(self) -> str:
         addresses = "any address" if self.unbound else ", ".join((*self.ipv4, *self.ipv6))
@@ -128,6 +134,11 @@ class FilterTap(Step):
 
     def undo(self, host: Host) -> None:
         host.firewall.remove_tap(self.rules())
+        # Undone after the TAP, so that no frame brings them back. The address' next guest would be
+        # looked for at this one's MAC, and everybody on the host can read who was there.
+        if self.bridge:
+            addresses = (*self.ipv4, *self.ipv6, str(link_local(self.mac)))
+            host.links.forget_neighbours(self.bridge, addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +207,10 @@ class TapKind:
         fields.finish()
         return request
 
-    def is_ready(self, host: Host) -> bool:
+    def is_ready(self, request: Request, host: Host) -> bool:
         return True  # the unit has tun, bridge and nf_tables loaded
 
-    def prepare(self, host: Host) -> None:
+    def prepare(self, request: Request, host: Host) -> None:
         pass
 
     def survey(
@@ -269,7 +280,15 @@ class TapKind:
         return Plan(
             shared=managed.shared(network, host, self._machine_id),
             steps=(
-                FilterTap(ifname, owner.uid, address, (ipv4,), (ipv6,) if ipv6 else (), unbound=0),
+                FilterTap(
+                    ifname,
+                    owner.uid,
+                    address,
+                    (ipv4,),
+                    (ipv6,) if ipv6 else (),
+                    unbound=0,
+                    bridge=network.bridge,
+                ),
                 CreateTap(ifname, tap.queues),
                 *vhost,
                 HostEntry(network.bridge, ifname, address, ipv4, ipv6),

@@ -34,6 +34,10 @@ class Undo:
         """Whether something of this record would not go."""
         return record_id in self._host.stuck
 
+    def owed(self, uid: int) -> int:
+        """How many records of what was one user's alone would not go."""
+        return sum(record.header.get("for") == uid for record in self._stuck)
+
     def part(self, record: Record, name: str) -> list[Step]:
         """Take one part back, whole or half-made; what is stuck stays in the record.
 

@@ -32,6 +32,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import sysfs
 from .errors import Busy, HostFailure, NotSupported
 from .patience import Patience, StuckError
 from .pci import PciBus
@@ -53,6 +54,8 @@ _REFUSAL_SECONDS = 60.0
 #: struct iommu_option: size, option_id, op, __reserved, object_id, val64.
 _OPTION = struct.Struct("=IIHHIQ")
 _IOMMU_OPTION, _RLIMIT_MODE, _SET, _BY_PROCESS = 0x3B87, 0, 0, 1
+#: A driver's name, such as may be written to driver_override.
+_DRIVER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: A device's name in sysfs, and of its node in /dev/vfio/devices.
 _CDEV = re.compile(r"vfio[0-9]{1,9}")
 
@@ -72,8 +75,8 @@ class Vfio:
         self._kept: dict[str, int] = {}
         #: Groups that somebody had, in this pass.
         self._busy: dict[str, str] = {}
-        #: When the module was waited for in vain.
-        self._in_vain: float | None = None
+        #: Which module was waited for in vain, and when.
+        self._in_vain: dict[str, float] = {}
 
     # Section: drivers
 
@@ -145,22 +148,59 @@ class Vfio:
 
         :raise NotSupported: it does not come.
         """
-        not_loaded = NotSupported(
-            f"the driver {DRIVER} is not loaded, and udev did not load it;"
-            f" an administrator can: modprobe {DRIVER}"
-        )
-        if self._in_vain is not None and time.monotonic() < self._in_vain + _REFUSAL_SECONDS:
-            raise not_loaded
-        words = f"change {uuid.uuid4()} SESSIONVIRT=vfio"
         # Any PCI device's event will do; a function in slot 0 of bus 0 is always there.
         device = min((self.sys / "bus/pci/devices").iterdir(), default=None)
         if device is None:
             raise NotSupported("this host has no PCI devices")
-        # PRIVILEGE: CAP_DAC_OVERRIDE; an event like those of udevadm trigger(8).
-        (device / "uevent").write_text(words, encoding="ascii")
-        if not self._wait_for(self.is_loaded):
-            self._in_vain = time.monotonic()
-            raise not_loaded
+        if not self._have_loaded(DRIVER, device.name, "vfio", self.is_loaded):
+            raise NotSupported(
+                f"the driver {DRIVER} is not loaded, and udev did not load it;"
+                f" an administrator can: modprobe {DRIVER}"
+            )
+
+    def variant(self, module: str) -> str:
+        """The driver that a module has for VFIO; empty: the module is not loaded, or has none."""
+        prefix = "pci:"
+        names = sysfs.listed(f"{self.sys}/module/{module}/drivers")
+        found = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        drivers = [name for name in found if is_vfio(name) and _DRIVER.fullmatch(name)]
+        return drivers[0] if len(drivers) == 1 else ""
+
+    def load_variant(self, address: str, module: str) -> bool:
+        """Have the module loaded that modules.alias has for a device, by udev, from that device.
+
+        The broker cannot say which: the rule goes by the device's own modalias.
+
+        :return: whether it is there.
+        """
+        came = self._have_loaded(module, address, "variant", lambda: bool(self.variant(module)))
+        if not came:
+            log.warning("the module %s, made for %s, did not come: %s", module, address, DRIVER)
+        return came
+
+    def is_missing(self, module: str) -> bool:
+        """Whether a module was waited for in vain, and has not come since."""
+        return module in self._in_vain and not self.variant(module)
+
+    def may_load(self, module: str) -> bool:
+        """Whether it is worth while to wait for a module; not again so soon."""
+        since = self._in_vain.get(module)
+        return since is None or time.monotonic() >= since + _REFUSAL_SECONDS
+
+    def _have_loaded(
+        self, module: str, address: str, word: str, is_there: Callable[[], bool]
+    ) -> bool:
+        if not self.may_load(module):
+            return is_there()
+        # PRIVILEGE: CAP_DAC_OVERRIDE; an event like those of udevadm trigger(8). It waits for no
+        # lock (uevent_store() in drivers/base/core.c).
+        path = self.device(address) / "uevent"
+        path.write_text(f"change {uuid.uuid4()} SESSIONVIRT={word}", encoding="ascii")
+        if self._wait_for(is_there):
+            self._in_vain.pop(module, None)
+            return True
+        self._in_vain[module] = time.monotonic()
+        return False
 
     # Section: nodes
 

@@ -5,6 +5,7 @@ An IOMMU group is taken as a whole, in this order::
 
     OverrideDriver   each endpoint: no other driver may take it from now on, also one that is loaded
                      later
+    SetFunction      where a virtual function is to have a MAC address or a VLAN (``vf.py``)
     RebindDevice     each endpoint: away from its driver, bound to VFIO's, and seen to be
     GiveGroup        the group's node, for one uid; or
     KeepGroup        nobody's: each device goes as descriptors, which OpenDevice makes
@@ -26,6 +27,7 @@ from . import acl
 from .errors import Busy, HostFailure, StateChanged
 from .patience import StuckError
 from .steps import Step
+from .vfio import DRIVER
 
 if TYPE_CHECKING:
     from .host import Host
@@ -108,7 +110,10 @@ class RebindDevice(Step):
             ) from error
         vfio.probe(self.address)
         if vfio.driver(self.address) != self.driver:
-            raise HostFailure(f"{self.driver} does not take {self.address}; see the kernel's log")
+            other = f", or ask for {DRIVER}" if self.driver != DRIVER else ""
+            raise HostFailure(
+                f"{self.driver} does not take {self.address}; see the kernel's log{other}"
+            )
         return self
 
     def undo(self, host: Host) -> None:
@@ -211,6 +216,9 @@ class AssignDevice(Step):
     identities: tuple[str, ...]
     driver: str
     former: str
+    #: What ``vf.py`` has its card set; empty and 0: nothing.
+    mac: str = ""
+    vlan: int = 0
 
     def describe(self) -> str:
         return f"hand {self.address} ({self.name}) to the machine"

@@ -117,6 +117,7 @@ class PciGrant:
     :param node: what the user may open until the lease ends; empty: nothing.
     :param driver: the VFIO driver that has it now.
     :param former: the driver that gets it back; may be empty.
+    :param mac: what its card was told; empty: nothing. ``vlan`` likewise, 0.
     """
 
     id: str
@@ -129,6 +130,8 @@ class PciGrant:
     node: str
     driver: str
     former: str
+    mac: str = ""
+    vlan: int = 0
 
     @property
     def descriptors(self) -> tuple[Fd, ...]:
@@ -203,6 +206,7 @@ class DeviceInfo:
     :param ids: vendor and model as "8086:10d3"; ``subsystem`` likewise, or empty.
     :param class_code: six hexadecimal digits.
     :param driver: may be empty.
+    :param variant: the module with a VFIO driver that is made for it; empty: none.
     :param group: the number of its IOMMU group; empty: no IOMMU has it.
     :param endpoint: False: a bridge.
     :param resets: the kernel's ways to reset it; none: what a guest left may stay in it.
@@ -218,6 +222,7 @@ class DeviceInfo:
     subsystem: str
     class_code: str
     driver: str
+    variant: str
     group: str
     endpoint: bool
     resets: tuple[str, ...]
@@ -330,6 +335,9 @@ def read_pci(fields: Fields, fds: Descriptors | None) -> PciGrant:
         node=fields.text("node"),
         driver=fields.text("driver"),
         former=fields.text("former"),
+        # An older broker says neither.
+        mac=fields.text("mac") if fields.has("mac") else "",
+        vlan=fields.number("vlan") if fields.has("vlan") else 0,
     )
 
 
@@ -375,6 +383,7 @@ def read_device(fields: Fields) -> DeviceInfo:
         subsystem=fields.text("subsystem"),
         class_code=fields.text("class"),
         driver=fields.text("driver"),
+        variant=fields.text("variant"),
         group=fields.text("group"),
         endpoint=fields.flag("endpoint"),
         resets=fields.texts("resets"),

@@ -80,7 +80,11 @@ class PciRequest:
     :param also: those that may, by address; at most 32.
     :param managed: it is taken from its driver, and given back to it.
     :param fds: as descriptors, where the host's kernel can.
-    :raise UsageError: more than 32.
+    :param driver: the VFIO driver by name: "vfio-pci", or the kernel's for this model; None: the
+        latter if there is one.
+    :param mac: of a virtual function: the address that its card holds it to.
+    :param vlan: likewise: the VLAN that it is in, 1 to 4094.
+    :raise UsageError: more than 32 others.
     """
 
     kind: ClassVar[str] = "pci"
@@ -90,6 +94,9 @@ class PciRequest:
     also: tuple[str, ...] = ()
     managed: bool = True
     fds: bool = False
+    driver: str | None = None
+    mac: str | None = None
+    vlan: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.also) > _MAX_ALSO:
@@ -106,6 +113,12 @@ class PciRequest:
             sent["managed"] = ("b", False)
         if self.fds:
             sent["fds"] = ("b", True)
+        if self.driver is not None:
+            sent["driver"] = ("s", self.driver)
+        if self.mac is not None:
+            sent["mac"] = ("s", self.mac)
+        if self.vlan is not None:
+            sent["vlan"] = ("u", self.vlan)
         return sent
 
 

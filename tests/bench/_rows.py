@@ -25,6 +25,7 @@ class Row:
     """One comparison.
 
     :param ours, theirs: medians in ``unit``; None: not measured.
+    :param why: said in place of ``theirs`` where there is a peer and no figure of it.
     :param aim: what the ratio (or, without a peer, ``ours``) should be, in words.
     """
 
@@ -34,6 +35,7 @@ class Row:
     theirs: float | None
     unit: str
     aim: str = ""
+    why: str = ABSENT
 
     @property
     def ratio(self) -> float | None:
@@ -65,7 +67,7 @@ def report(name: str, rows: Sequence[Row]) -> None:
     arguments = parser.parse_args()
     cells = [("what", "ours", "peer", "theirs", "unit", "ratio", "aim")]
     for row in rows:
-        theirs = ABSENT if row.theirs is None and row.peer else _number(row.theirs)
+        theirs = row.why if row.theirs is None and row.peer else _number(row.theirs)
         numbers = (_number(row.ours), row.peer, theirs, row.unit, _number(row.ratio), row.aim)
         cells.append((row.what, *numbers))
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]

@@ -21,7 +21,9 @@ from sessionvirt_broker.devices import Devices
 from sessionvirt_broker.hostdev import PciKind
 from sessionvirt_broker.kind import Owner
 from sessionvirt_broker.pcinames import PciNames
+from sessionvirt_broker.variants import Variants
 from sessionvirt_broker.vfio import Vfio
+from sessionvirt_broker.vfiodrivers import Drivers
 from sessionvirt_broker.wire import Fields, VmName
 
 if TYPE_CHECKING:
@@ -49,6 +51,17 @@ def tree(root: Path) -> FakeSysfs:
     return host
 
 
+def aliases(root: Path) -> Path:
+    """As large as Debian's, with the lines that a kernel with every variant has, and more."""
+    lines = [
+        f"alias pci:v0000{n:04X}d00000001sv*sd*bc*sc*i* module_{n % 900}" for n in range(30000)
+    ]
+    lines += [f"alias vfio_pci:v00008086d0000{n:04X}sv*sd*bc*sc*i* a_vfio_pci" for n in range(64)]
+    path = root / "modules.alias"
+    path.write_text("\n".join([*lines, "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci", ""]))
+    return path
+
+
 def milliseconds(work: Callable[[], object]) -> Callable[[], float]:
     def once() -> float:
         start = time.perf_counter()
@@ -63,14 +76,16 @@ def main() -> None:
         root = Path(directory)
         host = tree(root)
         names = PciNames(root / "udev", PCI_IDS)
-        kind = PciKind(host.sys, host.proc, names, replaceable=False)
+        drivers = Drivers(Variants(aliases(root)))
+        kind = PciKind(host.sys, host.proc, names, drivers, replaceable=False)
         links = SimpleNamespace(addresses=dict, default_routes=frozenset)
-        there: Any = SimpleNamespace(links=links, vfio=Vfio(host.sys, root / "dev"))
+        vfio = Vfio(host.sys, root / "dev")
+        there: Any = SimpleNamespace(links=links, vfio=vfio, stuck=set())
         configuration = replace(BUILTIN, source="file")
         owner = Owner(1000, VmName("bench"))
         values: dict[str, Any] = {"address": ("s", address(0)), "with_group": ("b", True)}
         request = kind.parse(Fields("requests[0]", values), 0, configuration)
-        devices = Devices(host.sys, kind, names)
+        devices = Devices(host.sys, kind, names, drivers)
 
         def plan() -> None:
             kind.survey(request, owner, configuration, there)

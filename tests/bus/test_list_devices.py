@@ -29,8 +29,8 @@ pytestmark = pytest.mark.bus
 #: What the contract's comment of ListDevices promises.
 ROW = {
     "address": "s", "name": "s", "ids": "s", "subsystem": "s", "class": "s", "driver": "s",
-    "group": "s", "endpoint": "b", "resets": "as", "rom": "b", "uses": "as", "holder": "s",
-    "verdict": "s",
+    "variant": "s", "group": "s", "endpoint": "b", "resets": "as", "rom": "b", "uses": "as",
+    "holder": "s", "verdict": "s",
 }  # fmt: skip
 ABSENT = "ffff:ff:1f.7"
 NO_LEASE = f"{PATH}/lease/{'0' * 32}"

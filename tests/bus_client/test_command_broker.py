@@ -103,7 +103,7 @@ def test_leases_of_devices(broker: Callable[[str], str]) -> None:
         "LEASE", "VM", "USER", "PROCESS", "STATE", "SINCE", "ALLOWED", "ON", "DEVICE", "MAC",
         "ADDRESSES,", "NAME", "DROPS",
     ]  # fmt: skip
-    assert "PCI group 6  0000:03:00.0  -  " in device
+    assert "PCI group 6, VLAN 42  0000:03:00.0  52:54:00:00:42:01  " in device
     assert "82574L Gigabit Network Connection and 1 more  mac 3" in device
     assert tap.split() == ["default", "svt0123", "52:54:00:01:02:03", "10.213.80.9"]
     (lease,) = json.loads(run(address, "leases", "--json").stdout)["leases"]
@@ -148,8 +148,8 @@ def test_devices(broker: Callable[[str], str]) -> None:
     report = json.loads(run(address, "devices", "--json").stdout)
     assert [group["verdict"] for group in report["groups"]] == ["free", "group", "refused", "held"]
     assert set(report["groups"][0]["devices"][0]) == {
-        "address", "name", "ids", "subsystem", "class", "driver", "group", "endpoint", "resets",
-        "rom", "uses", "holder", "verdict",
+        "address", "name", "ids", "subsystem", "class", "driver", "variant", "group",
+        "endpoint", "resets", "rom", "uses", "holder", "verdict",
     }  # fmt: skip
     names = run(address, "devices", "--names").stdout.split()
     assert names == ["0000:01:00.0", "0000:02:00.0", "0000:02:00.1"]

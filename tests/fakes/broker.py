@@ -46,11 +46,13 @@ def pci_grant(number: int, address: str) -> dict[str, Variant]:
         "node": "/dev/vfio/6",
         "driver": "vfio-pci",
         "former": "e1000e",
+        "mac": "52:54:00:00:42:01",
     }
     return {
         **{key: Variant("s", value) for key, value in texts.items()},
         "fds": Variant("ah", []),
         "group": Variant("u", 6),
+        "vlan": Variant("u", 42),
         "members": Variant("as", [address, "0000:03:00.1"]),
     }
 
@@ -66,6 +68,7 @@ def device(
         "subsystem": "",
         "class": "060400" if bridge else "020000",
         "driver": "pcieport" if bridge else "e1000e",
+        "variant": "",
         "group": group,
         "holder": holder,
         "verdict": verdict,

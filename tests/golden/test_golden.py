@@ -41,8 +41,8 @@ def test_command_line(case: str) -> None:
 
 def test_command_line_of_host_devices_as_descriptors() -> None:
     domain = parsed("hostdevs").value
-    given = dataclasses.replace(wiring(domain), hostdevs=HostdevWiring(40, (41, 42)))
-    assert given.passed_fds == (*wiring(domain).passed_fds, 40, 41, 42)
+    given = dataclasses.replace(wiring(domain), hostdevs=HostdevWiring(40, (41, 42, 43)))
+    assert given.passed_fds == (*wiring(domain).passed_fds, 40, 41, 42, 43)
     compare("hostdevs-iommufd.args", "\n".join(build(domain, BINARY, given).argv) + "\n")
 
 

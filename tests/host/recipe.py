@@ -55,6 +55,7 @@ PACKAGES = (
     "dnsmasq-base",
     "libvirt-clients",
     "libvirt-daemon-system",
+    "network-manager",
     "nftables",
     "python3-libvirt",
     "qemu-system-x86",
@@ -154,8 +155,11 @@ WantedBy=sysinit.target
     "etc/systemd/system.conf.d/testhost.conf": "[Manager]\nDefaultTimeoutStartSec=180s\n",
 }
 
-#: Not started at boot; their sockets start them.
+#: Not started at boot; their sockets start them, or a test does.
 DISABLED = (
+    "NetworkManager.service",
+    "NetworkManager-dispatcher.service",
+    "NetworkManager-wait-online.service",
     "libvirtd.service",
     "virtlogd.service",
     "blk-availability.service",

@@ -16,8 +16,6 @@ from host import board, install
 from host.channel import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from host.connection import Connection, Job
     from host.machine import Machine
 
@@ -62,13 +60,6 @@ class Holder:
     def end(self) -> None:
         self._job.end_input()
         assert list(self._output)[-1] == (Kind.EXIT, b"0")
-
-
-@pytest.fixture
-def host(testhost: Machine) -> Iterator[Connection]:
-    """A way into the host."""
-    with testhost.connect() as connection:
-        yield connection
 
 
 def address_of(host: Connection, mac: str) -> str:

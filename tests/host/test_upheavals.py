@@ -47,13 +47,6 @@ def upheaval(host: Connection, verb: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture
-def host(testhost: Machine) -> Iterator[Connection]:
-    """A way into the host."""
-    with testhost.connect() as connection:
-        yield connection
-
-
 @pytest.fixture(scope="module")
 def before(testhost: Machine) -> Iterator[dict[str, Any]]:
     """What two machines have that run from now on."""

@@ -7,18 +7,20 @@ The ioctls are done by a program of the user's, without any capability, as a QEM
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lab import host
+from lab import frames, host
 from lab.broker import RUNTIME
 from lab.client import Client, RefusalError, network_tap
 from lab.links import wait_for_link
 from lab.tap import as_user
 from lab.users import User
+from sessionvirt_broker.tun import create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,6 +133,64 @@ def test_d44_what_the_kernel_refuses(program: str, lease: Lease, alice_: User) -
     assert lease.tap.ask_arp("10.213.80.1")
 
 
+#: What a holder may do to its own end: after each a forged frame is dropped and counted as before.
+OWN_END = {
+    "attach-filter": """
+import ctypes
+everything = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xFFFF))  # BPF_RET
+fcntl.ioctl(fd, 0x401054D5, struct.pack("HxxxxxxQ", 1, ctypes.addressof(everything)))
+""",
+    "header-size": "fcntl.ioctl(fd, 0x400454D8, struct.pack('i', 12))",  # TUNSETVNETHDRSZ
+    "big-endian": "fcntl.ioctl(fd, 0x400454DE, struct.pack('i', 1))",  # TUNSETVNETBE
+    "offloads": "fcntl.ioctl(fd, 0x400454D0, 0x1F)",  # TUNSETOFFLOAD
+    "send-buffer": "fcntl.ioctl(fd, 0x400454D4, struct.pack('i', 1))",  # TUNSETSNDBUF
+    "carrier": "fcntl.ioctl(fd, 0x400454E2, struct.pack('i', 0))\n"  # TUNSETCARRIER
+    "fcntl.ioctl(fd, 0x400454E2, struct.pack('i', 1))",
+}
+
+
+@pytest.mark.parametrize("how", OWN_END)
+def test_d44_what_a_holder_does_to_its_own_end_opens_nothing(
+    how: str, lease: Lease, victim: Lease, alice_: User
+) -> None:
+    tap, header = lease.tap, 12 if how == "header-size" else 10
+    gateway = tap.ask_arp("10.213.80.1")
+    text = f"try:\n    {OWN_END[how].strip().replace(chr(10), chr(10) + '    ')}"
+    as_user(alice_, tap.fds[0], f"{text}\nexcept OSError as error:\n    print(error)")
+    honest = tap.udp4(gateway, "10.213.80.1", (4000, 4000))
+    before = lease.drops()  # its question about the gateway is not for others
+    os.write(tap.fds[0], bytes(header) + honest)
+    assert lease.drops() == before
+    os.write(tap.fds[0], bytes(header) + forged_mac(honest))
+    assert lease.drops() == {**before, "mac": 1}
+    assert lease.listed()["state"].value == "held"
+    assert victim.tap.ask_arp("10.213.80.1") == gateway
+
+
+def forged_mac(frame: bytes) -> bytes:
+    return frame[:6] + frames.mac_bytes(VICTIM) + frame[12:]
+
+
+#: struct virtio_net_hdr, of TCP over IPv4 without options: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+#: VIRTIO_NET_HDR_GSO_TCPV4, the headers' length, the segments', where the checksum is, and goes to.
+SEGMENTS = struct.pack("<BBHHHH", 1, 1, 54, 100, 34, 16)
+
+
+def test_d44_a_forged_frame_that_the_kernel_is_to_divide_is_dropped_too(
+    lease: Lease, victim: Lease, lasting_broker: Broker, alices: Client
+) -> None:
+    with alices.acquire(network_tap(mac="52:54:00:00:44:03"), vm="peer") as peer:
+        a, b = lease.tap, peer.tap
+        segment = frames.tcp(a.ipv4, b.ipv4, (4000, 4001), 0x10) + bytes(1000)
+        honest = a.to4(b.mac, b.ipv4, frames.TCP, segment)
+        os.write(a.fds[0], SEGMENTS + honest)
+        b.until(lambda p: p.ports == (4000, 4001) and p.source_mac == a.mac)
+        b.waiting()
+        os.write(a.fds[0], SEGMENTS + forged_mac(honest))
+        assert lease.drops()["mac"] == 1
+        assert a.reaches(b, a.udp4(b.mac, b.ipv4, (4002, 4003)))
+
+
 #: With an open /dev/net/tun in its hands, which everybody can open on most hosts.
 ATTACH = """
 for flags in (0x5102, 0x5002, 0x1102, 0x0102):
@@ -232,6 +292,20 @@ def test_d37_an_interface_of_the_networks_name_is_not_taken_over(
             host.ip("link", "del", BRIDGE)
         with alices.acquire() as lease:
             assert lease.tap.ask_arp("10.213.80.1")
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_d37_a_tap_of_the_name_is_not_taken_over(queues: int) -> None:
+    """The name is by chance; were it another's, even a persistent one's, that stays theirs."""
+    name = "svt000000000037"
+    host.ip("tuntap", "add", name, "mode", "tap", *(["multi_queue"] if queues > 1 else []))
+    try:
+        before = host.link(name)
+        with pytest.raises(OSError, match="busy"):
+            create(name, queues)
+        assert host.link(name) == before
+    finally:
+        host.ip("link", "del", name)
 
 
 def test_d45_a_bridge_that_is_removed_ends_its_leases(lease: Lease, victim: Lease) -> None:

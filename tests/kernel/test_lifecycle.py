@@ -18,6 +18,7 @@ from lab import host
 from lab.broker import COMMAND, NAME, RUNTIME
 from lab.bus import BUS, call, connected, in_thread, wait_for_owner
 from lab.client import Client, RefusalError
+from lab.stage import Flavour
 from lab.users import User
 
 if TYPE_CHECKING:
@@ -76,6 +77,38 @@ def test_g71_a_spoiled_record_is_set_aside_and_the_others_hold(
         spoiled.unlink()
     quarantine.rmdir()
     (RECORDS / "elsewhere").unlink(missing_ok=True)
+
+
+def test_g78_a_record_of_a_former_broker_is_taken_up(broker: Broker, alices: Client) -> None:
+    """It does not know the fields that came later."""
+    with alices.acquire() as lease:
+        broker.kill()
+        path = RECORDS / f"lease-{lease.id}.json"
+        record = json.loads(path.read_text())
+        for step in record["parts"]["tap0"]:
+            if step["step"] == "tap-filter":
+                del step["bridge"]
+        path.write_text(json.dumps(record))
+        broker.start()
+        assert lease.listed()
+        assert lease.tap.ask_arp(GATEWAY)
+    assert host.ours() == []
+
+
+@pytest.mark.parametrize("broker", Flavour, indirect=True)
+def test_d42_either_pyroute2_forgets_neighbours_and_makes_a_bridge_that_learns_no_groups(
+    broker: Broker, alices: Client, bobs: Client
+) -> None:
+    with bobs.acquire() as other, alices.acquire() as lease:
+        lease.tap.ask_arp(GATEWAY)
+        other.tap.ask_arp(GATEWAY)
+        known = host.ip("neigh", "show", "dev", "svn_default")
+        assert lease.tap.mac in known
+        assert host.link("svn_default")["linkinfo"]["info_data"]["mcast_snooping"] == 0
+        lease.release()
+        known = host.ip("neigh", "show", "nud", "all", "dev", "svn_default")
+        assert lease.tap.mac not in known
+        assert other.tap.mac in known
 
 
 def test_g70_records_of_another_boot_are_dropped_and_nothing_is_undone(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from lab import frames, host
 from lab.client import network_tap
+from lab.lan import lan_bridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +104,65 @@ def test_nobody_hears_what_the_gateway_sends_to_another(taps: tuple[Tap, Tap]) -
     assert not [p for p in bob.waiting() if p.payload == b"still for alice"]
     subprocess.run([*command[:2], "add", *command[3:], "static"], check=True)
     host.ip("neigh", "del", alice.ipv4, "dev", BRIDGE)
+
+
+def test_no_guest_cuts_another_off_by_asking_for_groups(taps: tuple[Tap, Tap]) -> None:
+    """A bridge that believes in a querier gives groups to those only who have said they want them.
+
+    One query of alice's, and the gateway's neighbour solicitation would reach alice, and not bob.
+    """
+    alice, bob = taps
+    alice.send(*queries(alice))
+    host.ip("neigh", "flush", "dev", BRIDGE)
+    for tap in taps:
+        tap.waiting()
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"for bob", (bob.ipv6, 4000))
+    group = frames.solicited_node(bob.ipv6)
+    bob.until(lambda p: p.protocol == frames.ICMP6 and p.kind == 135 and p.target == group)
+    assert mcast_routers(BRIDGE) == []
+
+
+def test_no_guest_is_a_router_on_a_lan_bridge_that_snoops(
+    lasting_broker: Broker, alices: Client
+) -> None:
+    lasting_broker.configure("[bridge.br8]\n")
+    with (
+        lan_bridge("br8"),
+        alices.acquire(network_tap("", bridge="br8"), vm="lan") as lease,
+    ):
+        snooping = Path("/sys/class/net/br8/bridge/multicast_snooping")
+        assert snooping.read_text() == "1\n"
+        tap = lease.tap
+        tap.facts = {**tap.facts, "ipv4": ["192.0.2.8"], "ipv6": ["2001:db8::8"]}
+        tap.send(*queries(tap))
+        assert mcast_routers("br8") == []
+        assert lease.drops() == {"router": 4}
+
+
+def queries(tap: Tap) -> list[bytes]:
+    """Every way to ask who is in a group that a bridge understands."""
+    igmp, source = frames.igmp(0x11, "0.0.0.0"), tap.link_local
+    mld = frames.mld(source, "ff02::1", 130)
+    plain = frames.router_alert(frames.ICMP6) + mld
+    hidden = frames.router_alert(frames.AUTHENTICATION) + frames.authentication(frames.ICMP6) + mld
+    all4, all6 = frames.multicast_mac("224.0.0.1"), frames.multicast_mac("ff02::1")
+    found = [tap.to4(all4, "224.0.0.1", frames.IGMP, igmp, offset=at) for at in (0, 8)]
+    for payload in (plain, hidden):
+        frame = tap.to6(all6, source, "ff02::1", frames.HOP_BY_HOP, payload)
+        found.append(frame[:21] + b"\1" + frame[22:])  # hop limit 1, or it is no MLD
+    return found
+
+
+def mcast_routers(bridge: str) -> list[str]:
+    """The ports that the bridge takes for a router's."""
+    shown = subprocess.run(
+        ["bridge", "-details", "-json", "mdb", "show", "dev", bridge],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    routers = json.loads(shown.stdout)[0].get("router", {})
+    return [port["port"] for ports in routers.values() for port in ports]
 
 
 def test_ports_are_what_no_guest_can_make_them(taps: tuple[Tap, Tap]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab import frames
 from lab.client import network_tap
 from lab.forgeries import FORGERIES, LONE_FRAGMENTS
 
@@ -54,3 +55,21 @@ def test_d40_forged_is_dropped_and_counted(name: str, pair: tuple[Lease, Tap, Ta
     counted = {key: after[key] - before.get(key, 0) for key in after}
     assert {key: value for key, value in counted.items() if value} == {forgery.reason: 3}
     assert sender.reaches(peer, honest)
+
+
+@pytest.mark.parametrize("bridge_nf", [False], indirect=True)
+@pytest.mark.usefixtures("bridge_nf")
+@pytest.mark.parametrize("data", [b"\0\x43\0\x44", b"\x02\x23\x02\x22", b"\x86\0\0\0"])
+def test_d40_the_rest_of_a_packet_is_not_read_as_its_beginning(
+    data: bytes, pair: tuple[Lease, Tap, Tap]
+) -> None:
+    """Only the first fragment has ports; nft on Linux 6.18 finds some in all of IPv4's."""
+    _, a, b = pair
+    data += bytes(20)
+    assert a.reaches(b, a.to4(b.mac, b.ipv4, frames.UDP, data, offset=1480))
+    for protocol in (frames.UDP, frames.ICMP6):
+        rest = frames.fragment6(protocol, 1448, more=False) + data
+        assert a.reaches(b, a.to6(b.mac, a.ipv6, b.ipv6, frames.FRAGMENT, rest))
+    # A header that is not the last may be in the rest, too.
+    rest = frames.fragment6(frames.DESTINATION_OPTIONS, 1448, more=False) + data
+    assert a.reaches(b, a.to6(b.mac, a.ipv6, b.ipv6, frames.FRAGMENT, rest))

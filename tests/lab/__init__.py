@@ -16,11 +16,14 @@ module:
 ``fakepolkit``  polkit's name, owned by a test that answers what it wants
 ``broker``      the real broker on that bus
 ``brokerlog``   its journal lines
-``lan``         a bridge as an administrator makes one
 ``client``      asks the broker as a user, and brings the TAPs back
 ``rawbus``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
 ``tap``         the guest's end of a TAP; ``frames`` go through; ``forgeries``: those that must not
+``capture``     what went through the TAPs, as a file when the test fails
+``policy``      what may pass, by the documents: the kernel's rules are compared with it;
+                ``randomframes`` draws what is judged
+``guesttraffic`` what a guest says to the services of its network
 ``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty

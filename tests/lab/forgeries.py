@@ -82,6 +82,28 @@ def option_of_4_bytes(a: Tap, b: Tap, ports: tuple[int, int]) -> bytes:
     return a.to4(b.mac, b.ipv4, frames.UDP, segment, options=b"\x94\x04\0\0")
 
 
+def about_group4(a: Tap, b: Tap, kind: int, offset: int = 0) -> bytes:
+    return a.to4(b.mac, "224.0.0.1", frames.IGMP, frames.igmp(kind), offset=offset)
+
+
+def about_group6(a: Tap, b: Tap, kind: int, *, hidden: bool = False) -> bytes:
+    """MLD as hosts send it, or behind an AH, where a bridge finds it."""
+    payload = frames.mld(a.link_local, b.link_local, kind, "::" if kind == 130 else "ff02::fb")
+    if not hidden:
+        return to_peer(a, b, a.link_local, 0, frames.router_alert(frames.ICMP6) + payload)
+    payload = frames.authentication(frames.ICMP6) + payload
+    return to_peer(a, b, a.link_local, 0, frames.router_alert(frames.AUTHENTICATION) + payload)
+
+
+def with_length(frame: bytes, at: int, length: int) -> bytes:
+    """A packet that says it is *length* bytes long, with IPv4's checksum right."""
+    frame = frame[:at] + length.to_bytes(2, "big") + frame[at + 2 :]
+    if at != 16:
+        return frame
+    head = frame[14:24] + b"\0\0" + frame[26:34]
+    return frame[:24] + frames.checksum(head).to_bytes(2, "big") + frame[26:]
+
+
 def first_fragment(a: Tap, b: Tap, ports: tuple[int, int]) -> bytes:
     segment = frames.udp(a.ipv4, b.ipv4, ports, b"x" * 64)[:8]
     return a.to4(b.mac, b.ipv4, frames.UDP, segment, identification=6, more=True)
@@ -326,6 +348,43 @@ FORGERIES = {
             a, b, a.link_local, frames.ICMP6, frames.echo6(a.link_local, b.link_local, 7)
         ),
     ),
+    # A length beyond the packet: nft does not look at its ports and types.
+    "dhcp-server-with-a-long-length": Forgery(
+        "ipv4",
+        lambda a, b: with_length(dhcp_offer(a, b, (67, 68)), 16, 1200),
+        lambda a, b: dhcp_offer(a, b, (4000, 4001)),
+    ),
+    "router-with-a-long-length": Forgery(
+        "ipv6",
+        lambda a, b: with_length(
+            to_peer(a, b, a.link_local, frames.ICMP6, ra(a, b)), 18, len(ra(a, b)) + 1
+        ),
+        lambda a, b: to_peer(a, b, a.link_local, frames.ICMP6, rs(a, b)),
+    ),
+    "igmp-query": Forgery(
+        "router",
+        lambda a, b: about_group4(a, b, 0x11),
+        lambda a, b: about_group4(a, b, 0x16),
+    ),
+    "igmp-query-in-a-later-fragment": Forgery(
+        "router",
+        lambda a, b: about_group4(a, b, 0x11, offset=8),
+        lambda a, b: a.to4(b.mac, b.ipv4, frames.UDP, frames.igmp(0x11), offset=8),
+    ),
+    "mld-query": Forgery(
+        "router", lambda a, b: about_group6(a, b, 130), lambda a, b: about_group6(a, b, 131)
+    ),
+    "mld-query-behind-authentication": Forgery(
+        "router",
+        lambda a, b: about_group6(a, b, 130, hidden=True),
+        lambda a, b: to_peer(
+            a,
+            b,
+            a.link_local,
+            frames.AUTHENTICATION,
+            frames.authentication(frames.ICMP6) + frames.echo6(a.link_local, b.link_local, 8),
+        ),
+    ),
     "bpdu": Forgery("bpdu", lambda a, b: frames.bpdu(a.mac), datagram),
     "bpdu-address-with-an-honest-packet": Forgery(
         "bpdu",
@@ -391,6 +450,7 @@ FORGERIES = {
 LONE_FRAGMENTS = {
     "ipv4-later-fragment",
     "dhcp-server-first-fragment",
+    "igmp-query-in-a-later-fragment",
     "ipv6-later-fragment",
     "router-in-a-fragment",
     "router-split-before-its-header",

@@ -20,6 +20,7 @@ __all__ = [
     "IPV6",
     "Packet",
     "arp",
+    "authentication",
     "checksum",
     "dhcp4",
     "dhcp6",
@@ -31,11 +32,13 @@ __all__ = [
     "extension",
     "fragment6",
     "icmp6",
+    "igmp",
     "ipv4",
     "ipv6",
     "link_local",
     "llc",
     "mac_bytes",
+    "mld",
     "multicast_mac",
     "neighbour_advertisement",
     "neighbour_solicitation",
@@ -44,6 +47,7 @@ __all__ = [
     "read_dhcp6",
     "redirect",
     "router_advertisement",
+    "router_alert",
     "solicited_node",
     "tag",
     "tcp",
@@ -54,7 +58,8 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 ALL_NODES = "ff02::1"
 
 IPV4, ARP, VLAN, IPV6, SERVICE_VLAN = 0x0800, 0x0806, 0x8100, 0x86DD, 0x88A8
-ICMP, TCP, UDP, FRAGMENT, ICMP6, NO_NEXT, DESTINATION_OPTIONS = 1, 6, 17, 44, 58, 59, 60
+ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
+HOP_BY_HOP, FRAGMENT, AUTHENTICATION, ICMP6, NO_NEXT, DESTINATION_OPTIONS = 0, 44, 51, 58, 59, 60
 #: DHCP's option that says what a message is, and the magic before the options (RFC 2131, 2132).
 DHCP4_MAGIC = bytes.fromhex("63825363")
 DISCOVER, OFFER, REQUEST, ACK = 1, 2, 3, 5
@@ -214,9 +219,12 @@ def udp(source: str, target: str, ports: tuple[int, int], payload: bytes = b"") 
     return segment[:6] + struct.pack("!H", found) + segment[8:]
 
 
-def tcp(source: str, target: str, ports: tuple[int, int], flags: int = 0x02) -> bytes:
-    """A segment without data; 0x02 is SYN (RFC 9293)."""
-    segment = struct.pack("!HHIIBBHHH", *ports, 1000, 0, 5 << 4, flags, 65535, 0, 0)
+def tcp(
+    source: str, target: str, ports: tuple[int, int], flags: int = 0x02, payload: bytes = b""
+) -> bytes:
+    """A segment; 0x02 is SYN (RFC 9293)."""
+    head = struct.pack("!HHIIBBHHH", *ports, 1000, 0, 5 << 4, flags, 65535, 0, 0)
+    segment = head + payload
     found = _transport_checksum(source, target, TCP, segment)
     return segment[:16] + struct.pack("!H", found) + segment[18:]
 
@@ -266,6 +274,30 @@ def router_solicitation(source: str, target: str, mac: str) -> bytes:
 def redirect(source: str, target: str, *, gateway: str, destination: str) -> bytes:
     """The better way to *destination* is *gateway* (type 137)."""
     return icmp6(source, target, 137, bytes(4) + _packed(gateway) + _packed(destination))
+
+
+# Who is in which group
+
+
+def igmp(kind: int, group: str = "224.0.0.251") -> bytes:
+    """A message about a group: 0x11 asks, 0x16 says, 0x17 leaves (RFC 2236); at once."""
+    message = struct.pack("!BBH", kind, 1, 0) + _packed(group)
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+
+
+def mld(source: str, target: str, kind: int, group: str = "::") -> bytes:
+    """130 asks, 131 says (RFC 2710); answers are wanted within a millisecond."""
+    return icmp6(source, target, kind, struct.pack("!HH", 1, 0) + _packed(group))
+
+
+def router_alert(next_header: int) -> bytes:
+    """Hop-by-hop options with a router alert for MLD (RFC 2711)."""
+    return bytes([next_header, 0]) + b"\x05\x02\0\0\x01\0"
+
+
+def authentication(next_header: int) -> bytes:
+    """An AH of 24 bytes that proves nothing (RFC 4302)."""
+    return bytes([next_header, 4]) + bytes(22)
 
 
 # DHCP

@@ -377,7 +377,7 @@ def tap(network: str | None = "default", **parameters: Variant | str | int) -> l
     return ["tap", {key: _variant(value) for key, value in given.items() if value is not None}]
 
 
-def pci(address: str, **parameters: Variant | bool) -> list[Any]:
+def pci(address: str, **parameters: Variant | str | bool) -> list[Any]:
     """One request for a device."""
     given: Mapping[str, Variant | str | int] = {"address": address, **parameters}
     return ["pci", {key: _variant(value) for key, value in given.items()}]

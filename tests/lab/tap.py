@@ -16,7 +16,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from lab import frames
+from lab import capture, frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,6 +85,7 @@ class Tap:
         :raise OSError: EIO: the interface is down or detached.
         """
         for frame in sent:
+            capture.note(self.ifname, capture.OUTBOUND, frame)
             os.write(self.fds[0], HEADER + frame)
 
     def waiting(self) -> list[frames.Packet]:
@@ -93,9 +94,11 @@ class Tap:
         for descriptor in self.fds:
             while True:
                 try:
-                    found.append(frames.parse(os.read(descriptor, 70000)[len(HEADER) :]))
+                    frame = os.read(descriptor, 70000)[len(HEADER) :]
                 except BlockingIOError:
                     break
+                capture.note(self.ifname, capture.INBOUND, frame)
+                found.append(frames.parse(frame))
         return found
 
     def until(

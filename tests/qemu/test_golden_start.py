@@ -93,6 +93,9 @@ def prepare(case: str, where: Path) -> Domain:
             qcow2(where / disk.file)
         elif disk.file is not None:
             (where / disk.file).write_bytes(bytes(1 << 20))
+    for nic in domain.interfaces:
+        if nic.rom_file is not None:
+            (where / nic.rom_file).write_bytes(bytes(512))
     if domain.os is not None and domain.os.kernel is not None:
         kernel(where / domain.os.kernel)
     if domain.os is not None and domain.os.initrd is not None:

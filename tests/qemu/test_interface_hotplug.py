@@ -20,8 +20,8 @@ from sessionvirt.broker_client import BrokerClient
 from sessionvirt.driver import network
 from sessionvirt.driver.domain import Settings, VirtualMachine
 from sessionvirt.errors import DeadlineError, NotFoundError, QemuError
-from sessionvirt.model.devices import Interface, InterfaceType, LinkState, NicModel
 from sessionvirt.model.domain import parse_domain
+from sessionvirt.model.interface import Interface, InterfaceType, LinkState, NicModel
 from sessionvirt.model.nic import NicBackend, NicDriver
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from sessionvirt.broker_requests import TapRequest
 from sessionvirt.descriptors import Fd
 from sessionvirt.driver.hotplug import HotPlug
 from sessionvirt.model.domain import Domain, parse_domain
+from sessionvirt.model.interface import host_devices
 from sessionvirt.qemu.pci import Place
 from sessionvirt.qemu.qmp import Event
 
@@ -70,7 +71,7 @@ class World:
         self.domain: Domain = parse_domain(XML.format(devices)).value
         lease = None
         if leased:
-            grants = tuple(self._grant(str(one.host)) for one in self.domain.hostdevs)
+            grants = tuple(self._grant(str(one.host)) for one in host_devices(self.domain))
             lease = Lease("/lease", Fd(os.open(os.devnull, os.O_RDONLY)), grants)
             lease.close()
         me = cast("Any", self)

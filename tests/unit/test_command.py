@@ -22,12 +22,10 @@ from sessionvirt.model.devices import (
     ConsoleTarget,
     Disk,
     Graphics,
-    Interface,
-    InterfaceType,
-    NicModel,
     Serial,
 )
 from sessionvirt.model.domain import Domain, Os, QemuArgument, parse_domain
+from sessionvirt.model.interface import Interface, InterfaceType, NicModel
 from sessionvirt.qemu.command import build, preparations
 from sessionvirt.qemu.command_consoles import main_console
 from sessionvirt.qemu.option import joined, structured
@@ -381,6 +379,18 @@ def test_interface_models_where_none_is_named() -> None:
         binary = dataclasses.replace(BINARY, devices=have)
         found.append(devices(build(domain, binary, wiring).argv)["net0"]["driver"])
     assert found == ["rtl8139", "e1000", "virtio-net-pci"]
+
+
+def test_boot_from_a_network_is_from_a_card_of_the_host_where_there_is_no_other() -> None:
+    function = "<interface type='hostdev'><source><address bus='3' slot='0'/></source></interface>"
+    for text, first in ((function, "hostdev0"), (function + "<interface type='user'/>", "net1")):
+        domain = parse_domain(
+            "<domain type='qemu'><name>x</name><memory>1024</memory><os><boot dev='network'/></os>"
+            f"<devices>{text}</devices></domain>"
+        ).value
+        argv = build(domain, BINARY, golden_wiring(domain)).argv
+        (booted,) = [json.loads(one) for one in argv if '"bootindex"' in one]
+        assert booted["id"] == first
 
 
 def test_boot_order() -> None:

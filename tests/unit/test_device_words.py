@@ -46,10 +46,12 @@ def test_each_device_is_a_request_after_the_taps(*, with_group: bool) -> None:
     domain = dataclasses.replace(
         parsed("interfaces").value, interfaces=(), hostdevs=hostdevs.hostdevs
     )
-    nic, other = "0000:03:00.0", "0001:c1:1f.7"
+    nic, other = "0000:03:00.0", "10001:c1:1f.7"
     wanted = (
         PciRequest(nic, with_group=with_group, also=(other,)),
-        PciRequest(other, with_group=with_group, also=(nic,), managed=False),
+        PciRequest(
+            other, with_group=with_group, also=(nic,), managed=False, driver="mlx5_vfio_pci"
+        ),
     )
     assert broker_requests(domain, with_group=with_group) == wanted
     both = dataclasses.replace(domain, interfaces=parsed("interfaces").value.interfaces)
@@ -126,6 +128,7 @@ def device(address: str, verdict: str, **rest: object) -> DeviceInfo:
         subsystem="",
         class_code="020000",
         driver="e1000e",
+        variant="",
         group="6",
         endpoint=verdict != "bridge",
         resets=("flr",),
@@ -230,7 +233,7 @@ def test_what_is_printed(
 ) -> None:
     rows = [
         device("0000:02:00.0", "bridge", name="Root Port", class_code="060400", driver="pcieport"),
-        device(A, "group", name="82574L \x1b[2J", driver="", resets=()),
+        device(A, "group", name="82574L \x1b[2J", driver="", variant="a_vfio_pci", resets=()),
         device(B, "group", name="82574L Gigabit"),
     ]
 
@@ -241,10 +244,10 @@ def test_what_is_printed(
     assert verb.main(parser().parse_args(["devices"])) == 0
     assert capsys.readouterr().out.splitlines() == [
         "group 6: takes 1 other along: 0000:03:00.0, 0000:03:00.1 go together (--with-group)",
-        "  0000:02:00.0  Root Port       PCI bridge  driver pcieport  reset flr",
-        r"  0000:03:00.0  82574L \x1b[2J  Ethernet    no driver        no reset",
+        "  0000:02:00.0  Root Port       PCI bridge  driver pcieport               reset flr",
+        r"  0000:03:00.0  82574L \x1b[2J  Ethernet    no driver (VFIO: a_vfio_pci)  no reset",
         "    warning: it cannot be reset; what a guest left may stay in it",
-        "  0000:03:00.1  82574L Gigabit  Ethernet    driver e1000e    reset flr",
+        "  0000:03:00.1  82574L Gigabit  Ethernet    driver e1000e                 reset flr",
     ]
     assert verb.main(parser().parse_args(["devices", "--json"])) == 0
     report = json.loads(capsys.readouterr().out)

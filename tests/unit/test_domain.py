@@ -24,13 +24,12 @@ from sessionvirt.model.devices import (
     Disk,
     DiskBus,
     DiskFormat,
-    Interface,
-    InterfaceType,
-    NicModel,
 )
 from sessionvirt.model.domain import Cpu, CpuMode, Domain, Os, dump_domain, parse_domain
 from sessionvirt.model.hostdev import Hostdev, HostPlace
+from sessionvirt.model.interface import Interface, InterfaceType, NicModel, host_devices
 from sessionvirt.model.memory_lock import lock_limit
+from sessionvirt.model.needs import needs
 from sessionvirt.model.nic import GuestOffloads, HostOffloads, NicBackend, NicDriver
 from sessionvirt.xmltree import MAX_BYTES
 
@@ -41,6 +40,11 @@ NIC = "<interface type='user'/>"
 HOSTDEV = (
     "<hostdev mode='subsystem' type='pci' managed='yes'>"
     "<source><address bus='0x03' slot='0x00'/></source></hostdev>"
+)
+FUNCTION = (
+    "<interface type='hostdev' managed='yes'><mac address='52:54:00:00:42:01'/>"
+    "<source><address type='pci' bus='0x03' slot='0x10'/></source><vlan><tag id='42'/></vlan>"
+    "</interface>"
 )
 
 
@@ -67,6 +71,78 @@ CONTRADICTIONS = {
     "boot order said twice": (
         document(VDA.replace("</disk>", "<boot order='1'/></disk>"), "<os><boot dev='hd'/></os>"),
         "4: /domain/devices/disk/boot/@order",
+    ),
+    "a function of a card without an address": (
+        document("<interface type='hostdev'/>"),
+        "4: /domain/devices/interface/source/address",
+    ),
+    "one that is a host device, too": (
+        document(HOSTDEV.replace("0x00", "0x10") + FUNCTION),
+        "4: /domain/devices/interface/source/address",
+    ),
+    "one that is none on the host": (
+        document(FUNCTION.replace("0x10", "0x20")),
+        "4: /domain/devices/interface/source/address",
+    ),
+    "one on a bridge": (
+        document(FUNCTION.replace("<source>", "<source bridge='br0'>")),
+        "4: /domain/devices/interface/source/@bridge",
+    ),
+    "one on a network": (
+        document(FUNCTION.replace("<source>", "<source network='default'>")),
+        "4: /domain/devices/interface/source/@network",
+    ),
+    "one with two VLANs": (
+        document(FUNCTION.replace("</vlan>", "<tag id='43'/></vlan>")),
+        "4: /domain/devices/interface/vlan",
+    ),
+    "one with a trunk": (
+        document(FUNCTION.replace("<vlan>", "<vlan trunk='yes'>")),
+        "4: /domain/devices/interface/vlan",
+    ),
+    "one with a VLAN of no number": (
+        document(FUNCTION.replace("<tag id='42'/>", "")),
+        "4: /domain/devices/interface/vlan",
+    ),
+    "one in VLAN 0": (
+        document(FUNCTION.replace("'42'", "'0'")),
+        "4: /domain/devices/interface/vlan/tag/@id",
+    ),
+    "one in VLAN 4095": (
+        document(FUNCTION.replace("'42'", "'4095'")),
+        "4: /domain/devices/interface/vlan/tag/@id",
+    ),
+    "one with an MTU": (
+        document(FUNCTION.replace("<vlan>", "<mtu size='9000'/><vlan>")),
+        "4: /domain/devices/interface/mtu/@size",
+    ),
+    "one with queues": (
+        document(FUNCTION.replace("<vlan>", "<driver queues='2'/><vlan>")),
+        "4: /domain/devices/interface/driver/@queues",
+    ),
+    "one without a link": (
+        document(FUNCTION.replace("<vlan>", "<link state='down'/><vlan>")),
+        "4: /domain/devices/interface/link/@state",
+    ),
+    "one with the address of another": (
+        document(NIC.replace("/>", "><mac address='52:54:00:00:42:01'/></interface>") + FUNCTION),
+        "4: /domain/devices/interface[2]/mac/@address",
+    ),
+    "a VLAN of an emulated card": (
+        document(NIC.replace("/>", "><vlan><tag id='42'/></vlan></interface>")),
+        "4: /domain/devices/interface/vlan",
+    ),
+    "an emulated card that is managed": (
+        document(NIC.replace("/>", " managed='yes'/>")),
+        "4: /domain/devices/interface/@managed",
+    ),
+    "an emulated card at a place of the host": (
+        document(FUNCTION.replace("hostdev", "user").replace(" managed='yes'", "")),
+        "4: /domain/devices/interface/source/address",
+    ),
+    "a ROM without a path": (
+        document(NIC.replace("/>", "><rom file=''/></interface>")),
+        "4: /domain/devices/interface/rom/@file",
     ),
     "boot device listed twice": (
         document(rest="<os><boot dev='hd'/><boot dev='hd'/></os>"),
@@ -155,6 +231,17 @@ CONTRADICTIONS = {
         document(
             "<interface type='bridge'><source bridge='b'/><model type='e1000e'/>"
             "<driver name='vhost'/></interface>"
+        ),
+        "4: /domain/devices/interface/driver",
+    ),
+    "vfio for a card that is emulated": (
+        document("<interface type='user'><model type='virtio'/><driver name='vfio'/></interface>"),
+        "4: /domain/devices/interface/driver/@name",
+    ),
+    "an emulated card's words for one of the host": (
+        document(
+            "<interface type='hostdev'><source><address bus='3' slot='0'/></source>"
+            "<driver name='qemu'/></interface>"
         ),
         "4: /domain/devices/interface/driver",
     ),
@@ -291,6 +378,19 @@ def test_a_host_device() -> None:
     assert (first.managed, second.managed) == (True, False)
 
 
+def test_a_function_of_a_card() -> None:
+    """It is a device of the host, beside those that are nothing more."""
+    text = document(FUNCTION + HOSTDEV.replace("0x00", "0x10").replace("0x03", "0x04"))
+    domain = parse_domain(text, strict=True).value
+    nic, hostdev = domain.interfaces[0], domain.hostdevs[0]
+    assert (nic.host, nic.vlan_id, nic.managed) == (PciAddress(0, 3, 0x10, 0), 42, True)
+    assert host_devices(domain) == (hostdev, nic)
+    assert needs(domain) == ()
+    assert parse_domain(dump_domain(domain), strict=True).value == domain
+    plain = parse_domain(document(FUNCTION.replace("<vlan><tag id='42'/></vlan>", ""))).value
+    assert plain.interfaces[0].vlan_id is None
+
+
 @pytest.mark.parametrize("kind", ["usb", "scsi", "scsi_host", "mdev"])
 def test_other_host_devices_are_not_understood(kind: str) -> None:
     parsed = parse_domain(document(HOSTDEV.replace("pci", kind) + HOSTDEV))
@@ -305,9 +405,10 @@ def test_other_host_devices_are_not_understood(kind: str) -> None:
         ("", "1 GiB", 0),
         (HOSTDEV, "1 GiB", 2 << 30),
         (HOSTDEV + HOSTDEV.replace("0x03", "0x04"), "1 GiB", 2 << 30),
+        (FUNCTION, "1 GiB", 2 << 30),
         (HOSTDEV, "1025 KiB", (1 << 30) + (2 << 20)),
     ],
-    ids=["none", "one", "two, one address space", "rounded as for QEMU"],
+    ids=["none", "one", "two, one address space", "a function", "rounded as for QEMU"],
 )
 def test_memory_to_lock(hostdevs: str, memory: str, limit: int) -> None:
     amount, unit = memory.split()
@@ -396,6 +497,17 @@ DISKS = st.builds(
     readonly=st.booleans(),
     serial=st.none() | st.just("A 1"),
 )
+
+
+def test_a_card_of_the_hosts_may_name_its_driver_as_libvirt_does() -> None:
+    text = document(
+        "<interface type='hostdev' managed='yes'><source><address bus='3' slot='0'/></source>"
+        "<driver name='vfio'/></interface>"
+    )
+    (nic,) = parse_domain(text, strict=True).value.interfaces
+    assert nic.is_hostdev
+
+
 INTERFACES = st.builds(
     Interface,
     type=st.just(InterfaceType.BRIDGE),
@@ -405,7 +517,7 @@ INTERFACES = st.builds(
     driver=st.none()
     | st.builds(
         NicDriver,
-        name=st.none() | st.sampled_from(NicBackend),
+        name=st.none() | st.sampled_from((NicBackend.VHOST, NicBackend.QEMU)),
         queues=st.none() | st.integers(1, 4),
         event_idx=st.none() | st.booleans(),
         rx_queue_size=st.none() | st.sampled_from((256, 1024)),

@@ -28,6 +28,7 @@ from sessionvirt_broker.errors import (
     NotFound,
     NotSupported,
     Restarting,
+    StateChanged,
 )
 from sessionvirt_broker.host import Host
 from sessionvirt_broker.hostdev import PciKind
@@ -36,7 +37,9 @@ from sessionvirt_broker.kinds import STEPS
 from sessionvirt_broker.limits import Share
 from sessionvirt_broker.pcinames import PciNames
 from sessionvirt_broker.steps import decode
+from sessionvirt_broker.variants import Variants
 from sessionvirt_broker.vfio import Vfio
+from sessionvirt_broker.vfiodrivers import Drivers
 from sessionvirt_broker.vfiosteps import (
     GiveGroup,
     KeepGroup,
@@ -93,13 +96,20 @@ class Lab:
         (root / "pci.ids").write_text(PCI_IDS)
         (root / "dev/vfio").mkdir(parents=True)
         self.names = PciNames(self.udev, root / "pci.ids")
-        self.kind = PciKind(self.tree.sys, self.tree.proc, self.names, replaceable=False)
+        self.aliases = root / "modules.alias"
+        self.drivers = Drivers(Variants(self.aliases))
+        self.kind = self.broker(replaceable=False)
         self.vfio = Vfio(self.tree.sys, root / "dev")
         self.fds: dict[str, list[int]] = {}
         links: Any = self.links
         lacking: Any = None
         self.host: Any = Host(links, lacking, lacking, None, self.vfio, self.fds)
         self.policy = PciPolicy()
+        self.owner = OWNER
+
+    def broker(self, *, replaceable: bool) -> PciKind:
+        tree = self.tree
+        return PciKind(tree.sys, tree.proc, self.names, self.drivers, replaceable=replaceable)
 
     @property
     def configuration(self) -> Any:
@@ -120,11 +130,16 @@ class Lab:
 
     def survey(self, address: str = NIC, **fields: Any) -> Offer:
         request = self.request(address, **fields)
-        return self.kind.survey(request, OWNER, self.configuration, self.host)
+        return self.kind.survey(request, self.owner, self.configuration, self.host)
 
     def plan(self, address: str = NIC, **fields: Any) -> Plan:
         request = self.request(address, **fields)
-        return self.kind.plan(request, OWNER, self.configuration, self.host)
+        return self.kind.plan(request, self.owner, self.configuration, self.host)
+
+    def prepare(self, address: str = NIC, **fields: Any) -> None:
+        request = self.request(address, **fields)
+        if not self.kind.is_ready(request, self.host):
+            self.kind.prepare(request, self.host)
 
     def refusal(self, address: str = NIC, **fields: Any) -> BrokerError:
         """Both the survey and the plan refuse; neither trusts the other."""
@@ -152,8 +167,18 @@ class Lab:
         """A lease has a group."""
         self.kind.begun([*steps, GiveGroup(group, UID)])
 
+    def has(self, group: str) -> None:
+        """The lease that asks has this group."""
+        self.owner = replace(OWNER, has=frozenset({f"vfio-{group}"}))
+
+    def goes(self, *paths: Path, driver: str = "vfio-pci") -> None:
+        """They have a VFIO driver now."""
+        for path in paths:
+            (path / "driver").unlink(missing_ok=True)
+            self.tree.bind(path, driver)
+
     def rows(self, holders: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-        devices = Devices(self.tree.sys, self.kind, self.names)
+        devices = Devices(self.tree.sys, self.kind, self.names, self.drivers)
         rows = devices.rows(self.configuration, self.host, holders or {})
         return {str(row["address"]): row for row in rows}
 
@@ -194,6 +219,9 @@ def test_a_request_with_everything(lab: Lab) -> None:
         ({"address": ("s", NIC), "managed": ("u", 1)}, "managed"),
         ({"address": ("s", NIC), "fds": ("u", 1)}, "fds"),
         ({"address": ("s", NIC), "queues": ("u", 1)}, "queues"),
+        ({"address": ("s", NIC), "driver": ("s", "../vfio")}, "driver"),
+        ({"address": ("s", NIC), "driver": ("s", "x" * 56)}, "driver"),
+        ({"address": ("s", NIC), "driver": ("u", 1)}, "driver"),
     ],
 )
 def test_what_is_malformed_is_refused_by_its_field(
@@ -444,6 +472,7 @@ def test_one_device_is_offered_by_name_and_address(lab: Lab) -> None:
         "group": "7",
         "members": NIC,
         "others": "",
+        "driver": "vfio-pci",
     }
     assert offer.summary == f'the device "{NAME}" ({NIC})'
     assert offer.share == Share(devices=1)
@@ -569,6 +598,8 @@ def test_what_is_granted_is_what_the_contract_says(lab: Lab) -> None:
         "node": "/dev/vfio/7",
         "driver": "vfio-pci",
         "former": "e1000e",
+        "mac": "",
+        "vlan": 0,
     }
     assert lab.kind.share(steps) == Share(devices=1)
     assert lab.kind.watched(steps) == (NIC, PEER)
@@ -588,11 +619,15 @@ def test_a_second_device_of_the_group_in_the_same_call(lab: Lab) -> None:
     nic, peer = lab.device(driver="e1000e"), lab.device(PEER, driver="igb")
     lab.survey(also=[PEER])
     lab.survey(PEER, also=[NIC])
+    with pytest.raises(DeviceUnsafe, match=NIC):
+        lab.survey(PEER)
     first = lab.plan(also=[PEER])
     lab.kind.begun(first.shared[0].steps())
-    for path in (nic, peer):
-        (path / "driver").unlink()
-        lab.tree.bind(path, "vfio-pci")
+    lab.kind.begun(first.steps)
+    lab.goes(nic, peer)
+    with pytest.raises(Busy, match="is in use"):
+        lab.plan(PEER, also=[NIC])
+    lab.has("7")
     second = lab.plan(PEER, also=[NIC])
     assert second.shared[0].id == first.shared[0].id
     grants = [lab.kind.grant(plan.steps) for plan in (first, second)]
@@ -601,9 +636,122 @@ def test_a_second_device_of_the_group_in_the_same_call(lab: Lab) -> None:
         (PEER, "igb"),
     ]
     assert grants[0]["members"] == grants[1]["members"]
-    # It does not go along unasked because it is held.
-    with pytest.raises(DeviceUnsafe, match=NIC):
-        lab.plan(PEER)
+    with pytest.raises(Busy, match="the lease has"):
+        lab.plan(NIC, also=[PEER])
+
+
+def test_a_lease_that_has_the_group_asks_for_another_device_of_it(lab: Lab) -> None:
+    """By its own name; what went along with the first does not go along again."""
+    paths = lab.device(driver="e1000e"), lab.device(PEER, driver="igb"), lab.device(THIRD)
+    first = lab.plan(with_group=True)
+    steps = first.shared[0].steps()
+    lab.kind.begun(steps)
+    lab.kind.begun(first.steps)
+    lab.goes(*paths)
+    for which in (PEER, NIC):
+        with pytest.raises(Busy, match="is in use"):
+            lab.survey(which, with_group=True)
+    lab.has("7")
+    offer = lab.survey(PEER)
+    assert PEER in dict(offer.details)["address"]
+    assert (offer.sentence.count("isolation group"), dict(offer.details)["others"]) == (0, "")
+    assert dict(offer.details)["members"] == f"{NIC} {PEER} {THIRD}"
+    assert offer.share == Share(devices=1)
+    second = lab.plan(PEER)
+    assert second.shared[0].id == first.shared[0].id
+    assert lab.kind.grant(second.steps)["former"] == "igb"
+    lab.kind.begun(second.steps)
+    with pytest.raises(Busy, match=f"the lease has {PEER} already"):
+        lab.survey(PEER)
+    lab.kind.ended(second.steps)
+    lab.policy = PciPolicy(deny=frozenset({PEER}))
+    with pytest.raises(DeviceUnsafe, match=r"broker\.toml keeps it"):
+        lab.survey(PEER)
+    lab.policy = PciPolicy()
+    lab.goes(paths[1], driver="igb")
+    with pytest.raises(StateChanged, match="taken from its VFIO driver"):
+        lab.survey(PEER)
+    # What is over for the lease is over for its devices.
+    lab.kind.ended([*first.steps, *steps])
+    lab.owner = OWNER
+    lab.goes(*paths, driver="igb")
+    lab.survey(PEER, with_group=True)
+
+
+# The driver that is made for a model
+
+VARIANT = "a_vfio_pci"
+
+
+def has_variant(lab: Lab, *, loaded: bool) -> None:
+    """For the model that every device here is."""
+    lab.aliases.write_text(f"alias vfio_pci:v00008086d000010D3sv*sd*bc*sc*i* {VARIANT}\n")
+    if loaded:
+        (lab.tree.sys / f"module/{VARIANT}/drivers/pci:{VARIANT}").mkdir(parents=True)
+
+
+def test_a_device_goes_to_the_driver_made_for_it(lab: Lab) -> None:
+    """In every step, the grant, the details for polkit's rules, and what must still be true."""
+    has_variant(lab, loaded=True)
+    lab.device(driver="e1000e")
+    plan = lab.plan()
+    override, rebind, _ = plan.shared[0].steps()
+    assert isinstance(override, OverrideDriver)
+    assert isinstance(rebind, RebindDevice)
+    assert (override.driver, rebind.driver) == (VARIANT, VARIANT)
+    assert override.describe() == f"let no driver but {VARIANT} take {NIC} (driver_override)"
+    assert lab.kind.grant(plan.steps)["driver"] == VARIANT
+    offer = lab.survey()
+    assert dict(offer.details)["driver"] == VARIANT
+    assert lab.rows()[NIC]["variant"] == VARIANT
+    assert lab.survey(driver=VARIANT) == offer
+    assert lab.survey(driver="vfio-pci") != offer
+    assert lab.kind.grant(lab.plan(driver="vfio-pci").steps)["driver"] == "vfio-pci"
+    assert "can have vfio-pci or" in str(lab.refusal(driver="nvidia"))
+
+
+def test_what_goes_along_has_its_own_unless_the_general_one_is_asked_for(lab: Lab) -> None:
+    has_variant(lab, loaded=True)
+    lab.device()
+    lab.device(PEER, device=0x1234)
+
+    def drivers(**fields: Any) -> list[str]:
+        steps = lab.plan(PEER, with_group=True, **fields).shared[0].steps()
+        return [step.driver for step in steps if isinstance(step, RebindDevice)]
+
+    assert drivers() == [VARIANT, "vfio-pci"]
+    assert drivers(driver="vfio-pci") == ["vfio-pci", "vfio-pci"]
+    assert type(lab.refusal(PEER, with_group=True, driver=VARIANT)) is NotSupported
+
+
+def test_a_device_of_a_group_that_is_held_has_its_driver(lab: Lab) -> None:
+    has_variant(lab, loaded=True)
+    paths = lab.group_of(NIC, PEER)
+    lab.kind.begun(lab.plan(also=[PEER]).shared[0].steps())
+    lab.goes(*paths, driver=VARIANT)
+    lab.has("7")
+    assert lab.kind.grant(lab.plan(PEER).steps)["driver"] == VARIANT
+    lab.survey(PEER, driver=VARIANT)
+    with pytest.raises(InvalidRequest, match=f"driver: {PEER} went to {VARIANT}"):
+        lab.survey(PEER, driver="vfio-pci")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_variant_is_loaded_before_the_question_and_missed_if_it_does_not_come(lab: Lab) -> None:
+    has_variant(lab, loaded=False)
+    lab.device()
+    loaded(lab)
+    assert dict(lab.survey().details)["driver"] == VARIANT
+    lab.prepare(driver="vfio-pci")
+    lab.prepare(managed=False)
+    assert uevent(lab) == ""
+    lab.prepare()
+    assert uevent(lab).endswith(" SESSIONVIRT=variant")
+    assert dict(lab.survey().details)["driver"] == "vfio-pci"
+    (lab.tree.sys / "bus/pci/devices" / NIC / "uevent").unlink()
+    lab.prepare()
+    assert uevent(lab) == ""
+    assert "modprobe" in str(lab.refusal(driver=VARIANT))
 
 
 # What is held
@@ -656,7 +804,7 @@ def uevent(lab: Lab) -> str:
 def test_a_module_that_is_there_is_not_loaded(lab: Lab) -> None:
     lab.device()
     loaded(lab)
-    lab.kind.prepare(lab.host)
+    lab.prepare()
     assert uevent(lab) == ""
 
 
@@ -667,21 +815,21 @@ def test_a_module_that_does_not_come_is_not_waited_for_again(
     """Anybody may ask, and everybody waits meanwhile."""
     lab.device()
     with pytest.raises(NotSupported, match="modprobe vfio-pci"):
-        lab.kind.prepare(lab.host)
+        lab.prepare()
     event = uevent(lab)
     assert event.startswith("change ")
     assert event.endswith(" SESSIONVIRT=vfio")
     (lab.tree.sys / "bus/pci/devices" / NIC / "uevent").unlink()
     with pytest.raises(NotSupported, match="modprobe vfio-pci"):
-        lab.kind.prepare(lab.host)
+        lab.prepare()
     assert uevent(lab) == ""
     monkeypatch.setattr(vfio_module, "_REFUSAL_SECONDS", 0.0)
     with pytest.raises(NotSupported):
-        lab.kind.prepare(lab.host)
+        lab.prepare()
     assert uevent(lab) != event
     # Once somebody has loaded it everything is well.
     loaded(lab)
-    lab.kind.prepare(lab.host)
+    lab.prepare()
 
 
 @pytest.mark.parametrize(
@@ -693,15 +841,16 @@ def test_a_broker_that_was_there_before_the_module_has_another_follow(
 ) -> None:
     head = "Character devices:\n  1 mem\n 10 misc\n"
     (lab.tree.proc / "devices").write_text(head + before + "\n")
-    kind = PciKind(lab.tree.sys, lab.tree.proc, lab.names, replaceable=True)
+    kind = lab.broker(replaceable=True)
+    request = lab.request()
     lab.device()
     loaded(lab)
     (lab.tree.proc / "devices").write_text(head + after + "\n")
     if expected is None:
-        kind.prepare(lab.host)
+        kind.prepare(request, lab.host)
     else:
         with pytest.raises(expected):
-            kind.prepare(lab.host)
+            kind.prepare(request, lab.host)
 
 
 # The group's node
@@ -822,6 +971,8 @@ def test_a_group_goes_in_one_way(first: bool, lab: Lab) -> None:  # noqa: FBT001
     lab.group_of(NIC, PEER)
     lab.has_iommufd()
     lab.kind.begun(lab.plan(fds=first, also=[PEER]).shared[0].steps())
+    lab.goes(*(lab.vfio.device(which).resolve() for which in (NIC, PEER)))
+    lab.has("7")
     lab.plan(PEER, fds=first, also=[NIC])
     with pytest.raises(InvalidRequest, match="fds: must be the same"):
         lab.plan(PEER, fds=not first, also=[NIC])

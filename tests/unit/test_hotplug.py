@@ -7,6 +7,7 @@ QEMU and the broker stand at their borders only, as what was said to them and wh
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -28,6 +29,12 @@ from unit.plugworld import DELETED, MANY, World, live, turns
 
 pytestmark = pytest.mark.unit
 
+FUNCTION = """\
+<interface type='hostdev' managed='yes'>
+  <mac address='52:54:00:00:42:01'/><source><address bus='{}' slot='0x10'/></source>
+  <vlan><tag id='42'/></vlan>
+</interface>
+"""
 COLD = """\
 <hostdev mode='subsystem' type='pci' managed='yes'>
   <source><address bus='1' slot='0'/></source>
@@ -72,9 +79,11 @@ def test_those_of_the_start_are_known() -> None:
         with pytest.raises(BusyError, match=r"has 0000:01:00\.0 already") as caught:
             await world.hotplug.attach(device(1), interactive=False)
         assert caught.value.evidence == "it is hostdev0"
-        assert await world.hotplug.attach(device(2), interactive=False) == "hostdev1"
+        plugged = dataclasses.replace(device(2), driver_model="vfio-pci")
+        assert await world.hotplug.attach(plugged, interactive=False) == "hostdev1"
         assert isinstance(world.requests[0], PciRequest)
         assert world.requests[0].also == ("0000:01:00.0",)
+        assert world.requests[0].driver == "vfio-pci"
         leaving = asyncio.ensure_future(world.hotplug.detach("0000:01:00.0", 10))
         await turns()
         world.see(DELETED, "hostdev0")
@@ -83,6 +92,25 @@ def test_those_of_the_start_are_known() -> None:
 
     live(world, use)
     assert world.said[-2:] == ["device_del hostdev0", "drop /lease pci0"]
+
+
+def test_a_function_of_a_card_comes_with_what_its_card_is_told() -> None:
+    """And one of the start counts as a device, whichever its element is."""
+    world = World(FUNCTION.format(1))
+    source = World(FUNCTION.format(2), leased=False).domain.interfaces[0]
+
+    async def use() -> None:
+        assert [one.id for one in world.hotplug.devices] == ["hostdev0"]
+        with pytest.raises(BusyError, match=r"has 0000:01:10\.0 already"):
+            await world.hotplug.attach(world.domain.interfaces[0], interactive=False)
+        assert await world.hotplug.attach(source, interactive=False) == "hostdev1"
+        assert world.hotplug.interfaces == ()
+
+    live(world, use)
+    asked = [(one.mac, one.vlan) for one in world.requests if isinstance(one, PciRequest)]
+    assert asked == [("52:54:00:00:42:01", 42)]
+    assert [one["host"] for one in world.plugged] == ["0000:02:10.0"]
+    assert world.amounts == [AMOUNT]
 
 
 @pytest.mark.parametrize(

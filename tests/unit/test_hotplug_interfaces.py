@@ -21,8 +21,8 @@ from sessionvirt.errors import (
     SessionvirtError,
 )
 from sessionvirt.model.addresses import MacAddress
-from sessionvirt.model.devices import Interface, InterfaceType, LinkState, NicModel
 from sessionvirt.model.hostdev import Hostdev, HostPlace
+from sessionvirt.model.interface import Interface, InterfaceType, LinkState, NicModel
 from sessionvirt.model.nic import NicDriver
 from sessionvirt.qemu.pci import Place
 from sessionvirt.qemu.process import Child

@@ -17,9 +17,9 @@ from sessionvirt.descriptors import Fd
 from sessionvirt.driver import network, rehearsal
 from sessionvirt.driver.lease import broker_requests
 from sessionvirt.errors import NotFoundError
-from sessionvirt.model.addresses import PciAddress
-from sessionvirt.model.devices import Interface, InterfaceType, NicModel
+from sessionvirt.model.addresses import MacAddress, PciAddress
 from sessionvirt.model.domain import parse_domain
+from sessionvirt.model.interface import Interface, InterfaceType, NicModel
 from sessionvirt.model.needs import Need, NeedKind, PciNeed, interface_need, needs, pci_needs
 from sessionvirt.model.nic import NicBackend, NicDriver
 from sessionvirt.qemu.wiring import Accelerator
@@ -34,6 +34,8 @@ HOSTDEV = """\
 """
 
 pytestmark = pytest.mark.unit
+
+FUNCTION = MacAddress("52:54:00:11:22:06")
 
 
 def nic(queues: int = 1, **more: Any) -> Interface:
@@ -62,11 +64,21 @@ def test_none_without_interfaces() -> None:
 
 
 def test_each_host_device_names_the_others() -> None:
-    nic, other = PciAddress(0, 3, 0, 0), PciAddress(1, 0xC1, 0x1F, 7)
+    """Also one that is an interface, whose card is told more."""
+    nic, other, function = (
+        PciAddress(0, 3, 0, 0), PciAddress(0x10001, 0xC1, 0x1F, 7), PciAddress(0, 3, 0x10, 2),
+    )  # fmt: skip
     assert pci_needs(parsed("hostdevs").value) == (
-        PciNeed(0, nic, (other,), managed=True),
-        PciNeed(1, other, (nic,), managed=False),
+        PciNeed(nic, (other, function), managed=True),
+        PciNeed(other, (nic, function), managed=False, driver="mlx5_vfio_pci"),
+        PciNeed(function, (nic, other), managed=True, mac=FUNCTION, vlan=42),
     )
+    *plain, asked = broker_requests(parsed("hostdevs").value)
+    assert isinstance(asked, PciRequest)
+    assert (asked.address, asked.mac, asked.vlan) == ("0000:03:10.2", FUNCTION, 42)
+    assert not any({"mac", "vlan"} & one.parameters().keys() for one in plain)
+    # The other interface is the only one that a backend is made for.
+    assert [need.interface for need in needs(parsed("hostdevs").value)] == [1]
 
 
 @pytest.mark.parametrize(("queues", "fds"), [(11, True), (12, False)])
@@ -82,6 +94,7 @@ def test_devices_are_asked_for_as_descriptors_where_one_answer_carries_them(
     tap, *devices = broker_requests(domain, fds=True)
     assert isinstance(tap, TapRequest)
     assert [isinstance(one, PciRequest) and one.fds for one in devices] == [fds, fds]
+    assert [one.parameters().get("driver") for one in devices] == [None, ("s", "mlx5_vfio_pci")]
     sent = [one.parameters().get("fds") for one in devices]
     assert sent == [("b", True) if fds else None] * 2
     assert not any("fds" in one.parameters() for one in broker_requests(domain))
@@ -207,3 +220,23 @@ def test_a_rehearsal_has_descriptors_where_qemu_and_the_host_have(
     command = rehearsal.rehearse(parse_domain(HOSTDEV).value, binary, Accelerator.TCG)
     (device,) = [each for each in command.argv if '"vfio-pci"' in each]
     assert word in device
+
+
+def test_a_rehearsal_knows_a_card_of_the_host_by_its_interface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts among the devices that come as descriptors, and its ROM among the files."""
+    (tmp_path / "iommu").touch()
+    monkeypatch.setattr(rehearsal, "_IOMMUFD", str(tmp_path / "iommu"))
+    binary = dataclasses.replace(BINARY, version=(9, 0, 0), objects=frozenset({"iommufd"}))
+    domain = parse_domain(
+        "<domain type='qemu'><name>vm</name><memory>1024</memory><devices>"
+        "<interface type='hostdev'><source><address bus='3' slot='0x10'/></source></interface>"
+        "</devices></domain>"
+    ).value
+    command = rehearsal.rehearse(domain, binary, Accelerator.TCG)
+    (device,) = [each for each in command.argv if '"vfio-pci"' in each]
+    assert '"iommufd":"iommufd0"' in device
+    nic = dataclasses.replace(domain.interfaces[0], rom_file=str(tmp_path / "absent"))
+    with pytest.raises(NotFoundError, match=r"rom/@file: cannot use .*absent"):
+        rehearsal.rehearse(dataclasses.replace(domain, interfaces=(nic,)), binary, Accelerator.TCG)

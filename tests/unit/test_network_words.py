@@ -10,12 +10,12 @@ import pytest
 from sessionvirt.cli.arguments import parser
 from sessionvirt.cli.definition import load_domain
 from sessionvirt.errors import UsageError
-from sessionvirt.model.devices import InterfaceType, NicModel
+from sessionvirt.model.interface import InterfaceType, NicModel
 
 if TYPE_CHECKING:
     import argparse
 
-    from sessionvirt.model.devices import Interface
+    from sessionvirt.model.interface import Interface
 
 pytestmark = pytest.mark.unit
 

@@ -49,7 +49,9 @@ def only(host: FakeSysfs) -> pci.Function:
 # --- addresses
 
 
-@pytest.mark.parametrize("text", [NIC, "ffff:ff:1f.7", "0000:00:00.0"])
+@pytest.mark.parametrize(
+    "text", [NIC, "ffff:ff:1f.7", "0000:00:00.0", "10000:e1:00.0", "fffffffe:00:00.0"]
+)
 def test_an_address_that_may_be_asked_for(text: str) -> None:
     assert pci.is_address(text)
 
@@ -58,7 +60,8 @@ def test_an_address_that_may_be_asked_for(text: str) -> None:
     "text",
     [
         "", "03:00.0", "0000:03:00.8", "0000:03:20.0", "0000:0G:00.0", "0000:03:00.0\n",
-        " 0000:03:00.0", "0000:AB:00.0", "10000:e1:00.0", "../0000:03:00.0", "\u0660000:03:00.0",
+        " 0000:03:00.0", "0000:AB:00.0", "00001:e1:00.0", "100000000:e1:00.0",
+        "../0000:03:00.0", "\u0660000:03:00.0",
     ],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:

@@ -42,7 +42,7 @@ class Stub:
         self.tries = 0
         self.listing = SimpleNamespace(is_releasing=lambda _: self.waits)
 
-    def is_ready(self, _: object) -> bool:
+    def is_ready(self, *_: object) -> bool:
         return True
 
     def survey(self, *_: object) -> list[object]:

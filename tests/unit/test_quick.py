@@ -10,8 +10,9 @@ import pytest
 from golden.cases import BINARY, wiring
 from sessionvirt.errors import DefinitionError, NotFoundError, UsageError
 from sessionvirt.model.addresses import PciAddress
-from sessionvirt.model.devices import CharType, DiskFormat, InterfaceType
+from sessionvirt.model.devices import CharType, DiskFormat
 from sessionvirt.model.domain import dump_domain, parse_domain
+from sessionvirt.model.interface import InterfaceType
 from sessionvirt.model.quick import QuickDisk, QuickNetwork, disk_format, quick_domain
 from sessionvirt.qemu.command import build
 
@@ -39,7 +40,11 @@ def test_a_disk(disk: Path) -> None:
     assert (domain.memory, domain.vcpus) == (2 << 30, 2)
     assert domain.disks[0].file == str(disk)
     assert domain.disks[0].format is DiskFormat.QCOW2
-    assert [nic.type for nic in domain.interfaces] == list(InterfaceType)
+    assert [nic.type for nic in domain.interfaces] == [
+        InterfaceType.NETWORK,
+        InterfaceType.BRIDGE,
+        InterfaceType.USER,
+    ]
     assert parse_domain(dump_domain(domain), strict=True).value == domain
     assert build(domain, BINARY, wiring(domain)).argv
 

@@ -85,6 +85,8 @@ def _print(found: tuple[Group, ...]) -> None:
 
 def _row(device: DeviceInfo) -> tuple[str, ...]:
     driver = f"driver {device.driver}" if device.driver else "no driver"
+    if device.variant:
+        driver += f" (VFIO: {device.variant})"
     kind = class_words(device.class_code)
     cells = (device.address, device.name, kind, driver, reset_words(device))
     return tuple(visible(cell) for cell in cells)

@@ -75,6 +75,7 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
     if isinstance(grant, PciGrant):
         others = len(grant.members) - 1
         name = f"{grant.name} and {others} more" if others else grant.name
-        return f"PCI group {grant.group}", grant.address, "", name
+        on = f"PCI group {grant.group}" + (f", VLAN {grant.vlan}" if grant.vlan else "")
+        return on, grant.address, grant.mac, name
     on = grant.network or grant.bridge
     return on, grant.ifname, grant.mac, " ".join((*grant.ipv4, *grant.ipv6))

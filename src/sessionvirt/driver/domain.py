@@ -48,9 +48,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sessionvirt.host.kvm import Kvm
-    from sessionvirt.model.devices import Interface
     from sessionvirt.model.domain import Domain
-    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command import Command
     from sessionvirt.qemu.qmp import Event, Monitor
@@ -321,7 +320,7 @@ class VirtualMachine:
         if self._state is DomainState.PAUSED:
             self._set_state(DomainState.RUNNING)
 
-    async def attach(self, device: Hostdev | Interface, *, interactive: bool | None = None) -> str:
+    async def attach(self, device: HostPci, *, interactive: bool | None = None) -> str:
         """Give the running machine a device of the host, or an interface; on failure nothing of it
         is left. The definition stays as it is: the next start has what that says.
 

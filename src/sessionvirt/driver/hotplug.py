@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from sessionvirt.errors import BusyError
 from sessionvirt.model.check import check_hostdev
-from sessionvirt.model.devices import Interface
+from sessionvirt.model.interface import Interface, host_devices
 from sessionvirt.model.memory_lock import lock_limit
+from sessionvirt.model.needs import pci_need
 
 from .grants import Grants
 from .interfaces import Interfaces
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_requests import PciRequest
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
-    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.pci import Place
     from sessionvirt.qemu.process import Child
@@ -69,7 +70,7 @@ class _PluggedDevice(Plugged):
     def __init__(
         self,
         device: HostDevice,
-        hostdev: Hostdev,
+        hostdev: HostPci,
         grants: Grants,
         grant: Grant,
         place: Place | None = None,
@@ -123,10 +124,11 @@ class HotPlug:
         self._with_group = with_group
         self._name = hostdev_id
         #: Ids are never used again: an event may come late.
-        self._next = len(domain.hostdevs)
+        self._next = len(host_devices(domain))
         self._turn = asyncio.Lock()
         if lease is not None:
-            for index, (one, grant) in enumerate(zip(domain.hostdevs, lease.devices, strict=True)):
+            pairs = zip(host_devices(domain), lease.devices, strict=True)
+            for index, (one, grant) in enumerate(pairs):
                 device = HostDevice(hostdev_id(index), one.host, grant.id)
                 held = self._grants.of_start(grant.id)
                 self._slots.found_at_start(_PluggedDevice(device, one, self._grants, held))
@@ -143,7 +145,7 @@ class HotPlug:
 
     # --- to come
 
-    async def attach(self, device: Hostdev | Interface, *, interactive: bool) -> str:
+    async def attach(self, device: HostPci, *, interactive: bool) -> str:
         """Give the machine a device; returns its id. On failure nothing of it is left.
 
         :param interactive: the broker may show a prompt.
@@ -152,12 +154,12 @@ class HotPlug:
         :raise QemuError: QEMU does not take it.
         :raise SessionvirtError: whatever the broker says.
         """
-        if isinstance(device, Interface):
+        if isinstance(device, Interface) and not device.is_hostdev:
             async with self._turn:
                 return await self._interfaces.attach(device, interactive=interactive)
         return await self._attach_hostdev(device, interactive=interactive)
 
-    async def _attach_hostdev(self, hostdev: Hostdev, *, interactive: bool) -> str:
+    async def _attach_hostdev(self, hostdev: HostPci, *, interactive: bool) -> str:
         from sessionvirt.qemu.command_hostdevs import hostdev_plug
 
         from .rehearsal import rehearse_hostdev
@@ -165,11 +167,10 @@ class HotPlug:
         check_hostdev(hostdev)
         rehearse_hostdev(hostdev, self._drivers)
         async with self._turn:
-            had = [one.hostdev for one in self._mine()]
             self._refuse_known(hostdev.host)
             place = self._slots.choose(hostdev)
-            amount = lock_limit(dataclasses.replace(self._domain, hostdevs=(*had, hostdev)))
-            request = self._request(hostdev, had)
+            amount = lock_limit(self._domain, more=True)
+            request = self._request(hostdev)
             async with self._grants.taking(request, interactive=interactive, lock=amount) as taken:
                 device = HostDevice(self._name(self._next), hostdev.host, taken.grant.id)
                 self._next += 1
@@ -195,14 +196,18 @@ class HotPlug:
                     advice="detach it first, or attach another device",
                 )
 
-    def _request(self, hostdev: Hostdev, had: Sequence[Hostdev]) -> PciRequest:
+    def _request(self, hostdev: HostPci) -> PciRequest:
         from sessionvirt.broker_requests import PciRequest
 
+        need = pci_need(hostdev, [one.device.host for one in self._mine()])
         return PciRequest(
-            address=str(hostdev.host),
+            address=str(need.address),
             with_group=self._with_group,
-            also=tuple(str(one.host) for one in had),
-            managed=hostdev.managed,
+            also=tuple(map(str, need.also)),
+            managed=need.managed,
+            driver=need.driver,
+            mac=need.mac,
+            vlan=need.vlan,
         )
 
     # --- to go

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from sessionvirt.errors import BusyError, NotFoundError, SessionvirtError
 from sessionvirt.model.check import check_interface
-from sessionvirt.model.devices import LinkState
+from sessionvirt.model.interface import LinkState
 from sessionvirt.model.needs import NeedKind, interface_need, needs
 
 from .lease import tap_request
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from sessionvirt.broker_data import TapGrant
     from sessionvirt.model.addresses import MacAddress
-    from sessionvirt.model.devices import Interface
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.interface import Interface
     from sessionvirt.model.needs import Need
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command_interfaces import Plug

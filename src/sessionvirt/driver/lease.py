@@ -71,6 +71,9 @@ def broker_requests(
                 also=tuple(map(str, need.also)),
                 managed=need.managed,
                 fds=as_descriptors,
+                driver=need.driver,
+                mac=need.mac,
+                vlan=need.vlan,
             )
             for need in devices
         ),

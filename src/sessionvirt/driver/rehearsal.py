@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sessionvirt.errors import NotFoundError
 from sessionvirt.model.devices import DiskDevice
+from sessionvirt.model.interface import host_devices
 from sessionvirt.model.needs import NeedKind, needs
 from sessionvirt.qemu.command import build
 from sessionvirt.qemu.command_hostdevs import VFIO
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sessionvirt.model.domain import Domain
-    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command import Command
     from sessionvirt.qemu.wiring import Accelerator, InterfaceWiring
@@ -49,15 +50,16 @@ def rehearse(domain: Domain, capabilities: Capabilities, accelerator: Accelerato
     """
     wirings = tuple(_examples(domain, capabilities))
     hostdevs = None
-    if domain.hostdevs and capabilities.takes_iommufd and os.path.exists(_IOMMUFD):
-        hostdevs = HostdevWiring(_EXAMPLE_FD, (_EXAMPLE_FD,) * len(domain.hostdevs))
+    given = len(host_devices(domain))
+    if given and capabilities.takes_iommufd and os.path.exists(_IOMMUFD):
+        hostdevs = HostdevWiring(_EXAMPLE_FD, (_EXAMPLE_FD,) * given)
     command = build(domain, capabilities, Wiring(_EXAMPLE_FD, accelerator, wirings, hostdevs))
     for path, mode, where in _files(domain):
         _look(path, mode, where)
     return command
 
 
-def rehearse_hostdev(hostdev: Hostdev, drivers: frozenset[str]) -> None:
+def rehearse_hostdev(hostdev: HostPci, drivers: frozenset[str]) -> None:
     """The same for a device that comes while the machine runs.
 
     :param drivers: what the QEMU that runs has.
@@ -91,9 +93,10 @@ def _files(domain: Domain) -> Iterator[tuple[str, int, Location]]:
             reads_only = disk.readonly or disk.device is DiskDevice.CDROM
             mode = os.R_OK if reads_only else os.R_OK | os.W_OK
             yield disk.file, mode, disk.at("source/@file")
-    for hostdev in domain.hostdevs:
-        if hostdev.rom_file is not None:
-            yield hostdev.rom_file, os.R_OK, hostdev.at("rom/@file")
+    devices: tuple[HostPci, ...] = (*domain.hostdevs, *domain.interfaces)
+    for device in devices:
+        if device.rom_file is not None:
+            yield device.rom_file, os.R_OK, device.at("rom/@file")
     if domain.os is not None:
         for path, name in ((domain.os.kernel, "kernel"), (domain.os.initrd, "initrd")):
             if path is not None:

@@ -17,7 +17,11 @@ __all__ = ["MacAddress", "PciAddress", "parse_mac"]
 MacAddress = NewType("MacAddress", str)
 
 _MAC: Final = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}")
-_PCI: Final = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
+#: A domain of more than four digits has no leading zero, as the kernel writes it.
+_PCI: Final = re.compile(
+    r"(?:([0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])",
+    re.IGNORECASE,
+)
 
 
 def parse_mac(text: str) -> MacAddress:
@@ -40,7 +44,7 @@ def parse_mac(text: str) -> MacAddress:
 class PciAddress:
     """A PCI function; on the host or in a guest. Sorts as lspci does.
 
-    :param domain: 0 to 0xffff.
+    :param domain: 0 to 0xffffffff; above 0xffff are those that the kernel makes up (Intel's VMD).
     :param bus: 0 to 0xff.
     :param slot: 0 to 0x1f.
     :param function: 0 to 7.
@@ -52,7 +56,7 @@ class PciAddress:
     function: int
 
     def __post_init__(self) -> None:
-        limits = (0xFFFF, 0xFF, 0x1F, 7)
+        limits = (0xFFFFFFFF, 0xFF, 0x1F, 7)
         parts = (self.domain, self.bus, self.slot, self.function)
         if not all(0 <= part <= limit for part, limit in zip(parts, limits, strict=True)):
             raise ValueError(f"no PCI function has the address {parts}")

@@ -17,10 +17,8 @@ from .devices import (
     DiskDevice,
     DiskFormat,
     DiskIo,
-    Interface,
-    InterfaceType,
-    NicModel,
 )
+from .interface import Interface, InterfaceType, LinkState, NicModel, host_devices
 from .nic import NicBackend
 
 if TYPE_CHECKING:
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from .devices import Console, Disk, Serial
     from .domain import Domain
     from .hostdev import Hostdev
+    from .interface import HostPci
 
 __all__ = ["check_domain", "check_hostdev", "check_interface"]
 
@@ -39,6 +38,7 @@ V = TypeVar("V")
 MAX_NAME_BYTES: Final = 255
 #: One, and as many others as its request to the broker can name.
 MAX_HOSTDEVS: Final = 33
+_VLANS: Final = range(1, 4095)
 #: NUL, and what Python makes of bytes that are not UTF-8.
 _UNSPEAKABLE: Final = re.compile("[\0\ud800-\udfff]")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -173,11 +173,6 @@ def check_interface(nic: Interface) -> None:
 
     :raise DefinitionError: as of :func:`check_domain`.
     """
-    _source(nic)
-    _driver(nic)
-
-
-def _source(nic: Interface) -> None:
     wanted = {
         InterfaceType.NETWORK: ("network", nic.network),
         InterfaceType.BRIDGE: ("bridge", nic.bridge),
@@ -192,10 +187,27 @@ def _source(nic: Interface) -> None:
             nic.at(f"source/@{attribute}").refuse(
                 f"does not go with type='{nic.type}'", f"Write type='{kind}', or leave it out."
             )
-    if nic.type is InterfaceType.USER and nic.bridge is not None:
+    if nic.type in (InterfaceType.USER, InterfaceType.HOSTDEV) and nic.bridge is not None:
         nic.at("source/@bridge").refuse(
-            "does not go with type='user'", "Write type='bridge', or leave it out."
+            f"does not go with type='{nic.type}'", "Write type='bridge', or leave it out."
         )
+    _path(nic.rom_file, nic.at("rom/@file"))
+    if nic.is_hostdev:
+        _host_interface(nic)
+    else:
+        _emulated_interface(nic)
+
+
+def _emulated_interface(nic: Interface) -> None:
+    hostdev = "Write type='hostdev' for a function of a card of the host's, or leave it out."
+    for said, path in (
+        (nic.managed, "@managed"),
+        (nic.source is not None, "source/address"),
+        (nic.vlan is not None, "vlan"),
+    ):
+        if said:
+            nic.at(path).refuse(f"does not go with type='{nic.type}'", hostdev)
+    _driver(nic)
 
 
 def _driver(nic: Interface) -> None:
@@ -207,6 +219,10 @@ def _driver(nic: Interface) -> None:
     driver = nic.driver
     if driver is None:
         return
+    if driver.name is NicBackend.VFIO:
+        nic.at("driver/@name").refuse(
+            f"does not go with type='{nic.type}'", "Write type='hostdev', or leave it out."
+        )
     if nic.type is InterfaceType.USER and driver.name is NicBackend.VHOST:
         nic.at("driver/@name").refuse(
             "the kernel moves no packets of a user-mode network", "Leave name='vhost' out."
@@ -221,27 +237,60 @@ def _driver(nic: Interface) -> None:
         )
 
 
+def _host_interface(nic: Interface) -> None:
+    """What only an emulated card has; a model says nothing, and libvirt writes one."""
+    for said, path in (
+        (nic.queues > 1, "driver/@queues"),
+        (nic.mtu is not None, "mtu/@size"),
+        (nic.link is LinkState.DOWN, "link/@state"),
+        (nic.driver is not None and nic.driver.is_of_a_card, "driver"),
+    ):
+        if said:
+            nic.at(path).refuse(
+                "a device of the host has it by its own driver in the guest", "Leave it out."
+            )
+    if nic.vlan is None:
+        return
+    if nic.vlan.trunk or len(nic.vlan.tags) != 1:
+        nic.at("vlan").refuse(
+            "a function of a card has one VLAN, and no trunk of several",
+            "Write <vlan><tag id='42'/></vlan>, or leave it out.",
+        )
+    if nic.vlan_id not in _VLANS:
+        nic.vlan.tags[0].at("@id").refuse(
+            f"there is no VLAN {nic.vlan_id}", "Write a number from 1 to 4094, or no <vlan>."
+        )
+
+
 def _hostdevs(domain: Domain) -> None:
-    for hostdev in domain.hostdevs:
-        check_hostdev(hostdev)
-    places = ((device.host, device.at("source/address")) for device in domain.hostdevs)
+    devices = host_devices(domain)
+    for device in devices:
+        check_hostdev(device)
+    places = ((device.host, device.at("source/address")) for device in devices)
     _differ("host's PCI device", places, "another device's address, or remove the element")
-    if len(domain.hostdevs) > MAX_HOSTDEVS:
-        domain.hostdevs[MAX_HOSTDEVS].where.refuse(
+    if len(devices) > MAX_HOSTDEVS:
+        devices[MAX_HOSTDEVS].where.refuse(
             f"a machine can have {MAX_HOSTDEVS} host devices", "Remove some."
         )
 
 
-def check_hostdev(hostdev: Hostdev) -> None:
+def check_hostdev(hostdev: HostPci) -> None:
     """Refuse a host device that is none, whatever else the machine has.
 
     :raise DefinitionError: as of :func:`check_domain`.
     """
-    _path(hostdev.rom_file, hostdev.at("rom/@file"))
+    if isinstance(hostdev, Interface):
+        check_interface(hostdev)
+        if not hostdev.is_hostdev:
+            hostdev.where.refuse(
+                f"type='{hostdev.type}' is no device of the host", "Write type='hostdev'."
+            )
+    else:
+        _path(hostdev.rom_file, hostdev.at("rom/@file"))
     example = "<address domain='0x0000' bus='0x03' slot='0x00' function='0x0'/>"
     if hostdev.source is None:
         hostdev.at("source/address").refuse(
-            "type='pci' needs it", f"Write <source>{example}</source>."
+            f"type='{hostdev.type}' needs it", f"Write <source>{example}</source>."
         )
     try:
         _ = hostdev.source.pci

@@ -9,21 +9,11 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sessionvirt.xmlmap import Element, attr, child, children, flag, kept, mapped
 from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Text, YesNo
 
-from .addresses import parse_mac
-from .nic import NicDriver
-
-if TYPE_CHECKING:
-    from .addresses import MacAddress
-
-Mac: Final[Converter[MacAddress]] = Converter(
-    parse_mac, str, "a unicast address such as 52:54:00:12:34:56"
-)
-_NAME: Final = Pattern(r"[A-Za-z0-9_.+:-]{1,64}", "letters, digits and _ . + : -, at most 64")
 _SERIAL: Final = Pattern(
     r"[A-Za-z0-9_.+ -]{1,20}", "letters, digits, blanks and _ . + -, at most 20"
 )
@@ -87,24 +77,6 @@ class DiskIo(StrEnum):
 class Discard(StrEnum):
     UNMAP = "unmap"
     IGNORE = "ignore"
-
-
-class InterfaceType(StrEnum):
-    NETWORK = "network"
-    BRIDGE = "bridge"
-    USER = "user"
-
-
-class NicModel(StrEnum):
-    VIRTIO = "virtio"
-    E1000 = "e1000"
-    E1000E = "e1000e"
-    RTL8139 = "rtl8139"
-
-
-class LinkState(StrEnum):
-    UP = "up"
-    DOWN = "down"
 
 
 class CharType(StrEnum):
@@ -214,43 +186,6 @@ class Disk(Device):
         for letter in self.target[2:]:
             number = number * 26 + ord(letter) - ord("a") + 1
         return number - 1
-
-
-@mapped
-class Interface(Device):
-    """``<interface>``.
-
-    :param mtu: bytes.
-    :param target: what people call the TAP, whose first name is the broker's.
-    """
-
-    type: InterfaceType = attr("@type", Choice(InterfaceType), required=True)
-    network: str | None = attr("source/@network", _NAME)
-    bridge: str | None = attr(
-        "source/@bridge", Pattern(r"[^/\s:]{1,15}", "a bridge's name, at most 15")
-    )
-    mac: MacAddress | None = attr("mac/@address", Mac)
-    model: NicModel | None = attr("model/@type", Choice(NicModel))
-    driver: NicDriver | None = child("driver", NicDriver)
-    mtu: int | None = attr("mtu/@size", Integer(68, 65535))
-    link: LinkState = attr("link/@state", Choice(LinkState), default=LinkState.UP)
-    boot_order: int | None = attr("boot/@order", ORDER)
-    target: str | None = attr(
-        "target/@dev",
-        Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", "letters, digits and _ . -, at most 15"),
-    )
-
-    @property
-    def queues(self) -> int:
-        """Pairs of queues: 1 where the document is silent."""
-        return self.driver.queues or 1 if self.driver is not None else 1
-
-    @property
-    def name(self) -> str | None:
-        """The target, where a person chose it: libvirt fills in one that begins so, and ignores it
-        when it reads one (VIR_NET_GENERATED_VNET_PREFIX and its like, src/util/virnetdev.h)."""
-        generated = self.target is not None and re.match("vnet|vif|macvtap|macvlan", self.target)
-        return None if generated else self.target
 
 
 @mapped

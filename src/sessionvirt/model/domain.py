@@ -22,12 +22,12 @@ from .devices import (
     Disk,
     Graphics,
     Input,
-    Interface,
     Rng,
     Serial,
     Video,
 )
 from .hostdev import HOSTDEVS, Hostdev
+from .interface import Interface
 
 __all__ = ["Domain", "dump_domain", "parse_domain"]
 

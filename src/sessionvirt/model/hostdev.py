@@ -49,6 +49,8 @@ class Hostdev(Device):
 
     :param managed: the device is taken from its driver for the guest, and given back to it; else a
         VFIO driver has it already, and keeps it. ``no`` where silent, as in libvirt.
+    :param driver_model: the VFIO driver to have it bound to: ``vfio-pci``, or the one that the
+        host's kernel has for this model. Where silent, the latter if there is one.
     :param source: where the host has it. A document without it is refused by the check.
     :param rom_bar: whether the guest sees the expansion ROM; QEMU's default where silent.
     :param rom_file: shown to the guest as the expansion ROM.
@@ -58,6 +60,9 @@ class Hostdev(Device):
     type: str = attr("@type", Pattern("pci", "'pci'"), default="pci", always=True)
     managed: bool = attr("@managed", YesNo, default=False, always=True)
     driver: str | None = attr("driver/@name", Pattern("vfio", "'vfio', or leave it out"))
+    driver_model: str | None = attr(
+        "driver/@model", Pattern("[A-Za-z0-9][A-Za-z0-9_-]{0,54}", "the name of a VFIO driver")
+    )
     source: HostPlace | None = child("source/address", HostPlace)
     rom_bar: bool | None = attr("rom/@bar", OnOff)
     rom_file: str | None = attr("rom/@file", Text)

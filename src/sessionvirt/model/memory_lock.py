@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from .interface import host_devices
+
 if TYPE_CHECKING:
     from .domain import Domain
 
@@ -27,9 +29,12 @@ _MIB: Final = 1 << 20
 _BESIDES: Final = 1 << 30
 
 
-def lock_limit(domain: Domain) -> int:
-    """Return the bytes that QEMU has to be able to lock; 0: no device of the domain needs it."""
-    if not domain.hostdevs:
+def lock_limit(domain: Domain, *, more: bool = False) -> int:
+    """Return the bytes that QEMU has to be able to lock; 0: no device of the domain needs it.
+
+    :param more: it gets a device that is not in the domain.
+    """
+    if not more and not host_devices(domain):
         return 0
     # As the command line rounds it up.
     return -(-(domain.memory or 0) // _MIB) * _MIB + _BESIDES

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .devices import InterfaceType, NicModel
+from .interface import Interface, InterfaceType, NicModel, host_devices
 from .nic import NicBackend
 
 if TYPE_CHECKING:
-    from .addresses import MacAddress, PciAddress
-    from .devices import Interface
-    from .domain import Domain
+    from collections.abc import Sequence
 
-__all__ = ["Need", "NeedKind", "PciNeed", "interface_need", "needs", "pci_needs"]
+    from .addresses import MacAddress, PciAddress
+    from .domain import Domain
+    from .interface import HostPci
+
+__all__ = [
+    "Need", "NeedKind", "PciNeed", "interface_need", "needs", "pci_need", "pci_needs",
+]  # fmt: skip
 
 
 class NeedKind(StrEnum):
@@ -52,8 +56,9 @@ class Need:
 
 
 def needs(domain: Domain) -> tuple[Need, ...]:
-    """One need for each interface, in order; the wiring of the start answers them in the same."""
-    return tuple(interface_need(nic, index) for index, nic in enumerate(domain.interfaces))
+    """One need for each emulated interface, in order; the wiring answers them in the same."""
+    numbered = enumerate(domain.interfaces)
+    return tuple(interface_need(nic, index) for index, nic in numbered if not nic.is_hostdev)
 
 
 def interface_need(nic: Interface, index: int) -> Need:
@@ -82,23 +87,37 @@ def interface_need(nic: Interface, index: int) -> Need:
 class PciNeed:
     """One host device's.
 
-    :param hostdev: its index in the domain.
     :param address: where the host has it.
     :param also: the domain's other host devices: where one of them shares the isolation group, it
         goes along anyway.
     :param managed: take it from its driver, and give it back.
+    :param driver: the VFIO driver that it is to have; None: the one for it.
+    :param mac: the address that its card is told; None: it keeps the one it has.
+    :param vlan: likewise.
     """
 
-    hostdev: int
     address: PciAddress
     also: tuple[PciAddress, ...]
     managed: bool
+    driver: str | None = None
+    mac: MacAddress | None = None
+    vlan: int | None = None
 
 
 def pci_needs(domain: Domain) -> tuple[PciNeed, ...]:
     """One need for each host device, in order."""
-    hosts = [hostdev.host for hostdev in domain.hostdevs]
+    devices = host_devices(domain)
     return tuple(
-        PciNeed(index, hosts[index], (*hosts[:index], *hosts[index + 1 :]), hostdev.managed)
-        for index, hostdev in enumerate(domain.hostdevs)
+        pci_need(device, [one.host for one in devices if one is not device]) for device in devices
     )
+
+
+def pci_need(device: HostPci, others: Sequence[PciAddress]) -> PciNeed:
+    """The need of one of them.
+
+    :param others: which may go along.
+    """
+    need = PciNeed(device.host, tuple(others), device.managed)
+    if isinstance(device, Interface):
+        return replace(need, mac=device.mac, vlan=device.vlan_id)
+    return replace(need, driver=device.driver_model)

@@ -30,6 +30,8 @@ class NicBackend(StrEnum):
 
     VHOST = "vhost"
     QEMU = "qemu"
+    #: Neither: a device of the host's is its own.
+    VFIO = "vfio"
 
 
 class TxMode(StrEnum):
@@ -103,6 +105,12 @@ class NicDriver(Element):
     tx_queue_size: int | None = attr("@tx_queue_size", _RingSize)
     host: HostOffloads | None = child("host", HostOffloads)
     guest: GuestOffloads | None = child("guest", GuestOffloads)
+
+    @property
+    def is_of_a_card(self) -> bool:
+        """Whether it says what only an emulated card has."""
+        said = any(value is not None for value in self.properties().values())
+        return said or self.name not in (None, NicBackend.VFIO)
 
     def properties(self) -> dict[str, object]:
         """Those of ``virtio-net-pci``, by QEMU's names and in libvirt's order; without the queues,

@@ -22,13 +22,11 @@ from .devices import (
     Disk,
     DiskBus,
     DiskFormat,
-    Interface,
-    InterfaceType,
-    NicModel,
     Rng,
 )
 from .domain import Boot, BootDevice, Cpu, CpuMode, Domain, Features, Os
 from .hostdev import Hostdev, HostPlace
+from .interface import Interface, InterfaceType, NicModel
 from .nic import NicDriver
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.devices import DiskDevice
 from sessionvirt.model.domain import BootDevice
+from sessionvirt.model.interface import Interface, host_devices
 
 from .option import structured
 from .pci import PciLayout
@@ -105,8 +106,10 @@ class Board:
 def _boot_order(domain: Domain) -> Iterator[tuple[str, int]]:
     """Device id and bootindex, from 1: QEMU gives 0 to a kernel on the command line."""
     names = [(disk.target, disk.boot_order) for disk in domain.disks]
-    names += [(interface_id(i), nic.boot_order) for i, nic in enumerate(domain.interfaces)]
-    names += [(hostdev_id(i), device.boot_order) for i, device in enumerate(domain.hostdevs)]
+    emulated = [(interface_id(i), n) for i, n in enumerate(domain.interfaces) if not n.is_hostdev]
+    names += [(name, nic.boot_order) for name, nic in emulated]
+    given = host_devices(domain)
+    names += [(hostdev_id(i), device.boot_order) for i, device in enumerate(given)]
     fixed = [(name, order) for name, order in names if order is not None]
     if fixed:
         yield from fixed
@@ -114,7 +117,10 @@ def _boot_order(domain: Domain) -> Iterator[tuple[str, int]]:
     of_kind = {
         BootDevice.DISK: [d.target for d in domain.disks if d.device is DiskDevice.DISK],
         BootDevice.CDROM: [d.target for d in domain.disks if d.device is DiskDevice.CDROM],
-        BootDevice.NETWORK: [interface_id(i) for i in range(len(domain.interfaces))],
+        BootDevice.NETWORK: [
+            *(name for name, _ in emulated),
+            *(hostdev_id(i) for i, device in enumerate(given) if isinstance(device, Interface)),
+        ],
     }
     listed = [boot.device for boot in domain.os.boot] if domain.os is not None else []
     index = 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.check import check_domain
-from sessionvirt.model.devices import BalloonModel, LinkState
+from sessionvirt.model.devices import BalloonModel
 from sessionvirt.model.domain import (
     ClockOffset,
     CpuMode,
@@ -26,6 +26,7 @@ from sessionvirt.model.domain import (
     Os,
     TickPolicy,
 )
+from sessionvirt.model.interface import LinkState
 
 from .board import Board, interface_id
 from .command_consoles import console_arguments
@@ -77,7 +78,7 @@ class Command:
 def build(domain: Domain, capabilities: Capabilities, wiring: Wiring) -> Command:
     """The command that starts a domain.
 
-    :param wiring: with one entry for each of the domain's interfaces.
+    :param wiring: with one entry for each of the domain's emulated interfaces.
     :raise DefinitionError: the domain contradicts itself, or asks for what this binary lacks.
     :raise ValueError: the wiring is not this domain's.
     """

@@ -9,42 +9,47 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sessionvirt.model.interface import host_devices
+
 from .board import hostdev_id
 from .option import structured
 
 if TYPE_CHECKING:
-    from sessionvirt.model.hostdev import Hostdev
+    from sessionvirt.model.interface import HostPci
 
     from .board import Board
     from .pci import Place
 
-__all__ = ["VFIO", "hostdev_arguments", "hostdev_plug"]
+__all__ = ["VFIO", "hostdev_arguments", "hostdev_plug", "rom_properties"]
 
 #: QEMU's driver for all of them.
 VFIO: Final = "vfio-pci"
+#: What "host" takes.
+_MAX_DOMAIN: Final = 0xFFFF
 #: The object's id.
 _IOMMUFD: Final = "iommufd0"
 
 
 def hostdev_arguments(board: Board) -> list[str]:
-    """Every host device, in order."""
+    """Every host device, in order, by whichever element it came."""
     arguments: list[str] = []
     wiring = board.wiring.hostdevs
     if wiring is not None:
         iommufd = {"qom-type": "iommufd", "id": _IOMMUFD, "fd": str(wiring.iommufd)}
         arguments += ["-object", structured(iommufd)]
-    for index, hostdev in enumerate(board.domain.hostdevs):
+    for index, hostdev in enumerate(host_devices(board.domain)):
         properties = _properties(hostdev)
         if wiring is not None:
             fd = str(wiring.devices[index])
-            properties = {"iommufd": _IOMMUFD, "fd": fd} | properties | {"host": None}
+            passed = {"iommufd": _IOMMUFD, "fd": fd}
+            properties = passed | properties | dict.fromkeys(("host", "sysfsdev"))
         place = board.pci.place(hostdev)
         name = hostdev_id(index)
         arguments += board.device(VFIO, name, hostdev.where, properties | place)
     return arguments
 
 
-def hostdev_plug(hostdev: Hostdev, name: str, place: Place) -> dict[str, object]:
+def hostdev_plug(hostdev: HostPci, name: str, place: Place) -> dict[str, object]:
     """The arguments of ``device_add`` for one that comes while the machine runs."""
     values = {
         "driver": VFIO,
@@ -57,10 +62,22 @@ def hostdev_plug(hostdev: Hostdev, name: str, place: Place) -> dict[str, object]
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _properties(hostdev: Hostdev) -> dict[str, object]:
+def _properties(hostdev: HostPci) -> dict[str, object]:
+    # A MAC address and a VLAN are not QEMU's business: the host's card has been told.
+    # QEMU's property for an address has four digits for the domain, and this one the kernel's name.
+    host = hostdev.host
+    wide = host.domain > _MAX_DOMAIN
     return {
-        "host": str(hostdev.host),
+        "host": None if wide else str(host),
+        "sysfsdev": f"/sys/bus/pci/devices/{host}" if wide else None,
+        **rom_properties(hostdev),
+    }
+
+
+def rom_properties(device: HostPci) -> dict[str, object]:
+    """The expansion ROM, which every PCI device may have."""
+    return {
         # A number in QEMU, not a boolean.
-        "rombar": None if hostdev.rom_bar is None else int(hostdev.rom_bar),
-        "romfile": hostdev.rom_file,
+        "rombar": None if device.rom_bar is None else int(device.rom_bar),
+        "romfile": device.rom_file,
     }

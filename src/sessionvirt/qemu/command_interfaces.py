@@ -6,16 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sessionvirt.model.devices import NicModel
+from sessionvirt.model.interface import NicModel
 
 from .board import interface_id
+from .command_hostdevs import rom_properties
 from .option import structured
 from .wiring import PasstWiring, TapWiring, UserWiring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sessionvirt.model.devices import Interface
+    from sessionvirt.model.interface import Interface
 
     from .board import Board
     from .pci import Place
@@ -37,13 +38,13 @@ _ETHERNET_MTU: Final = 1500
 
 
 def interface_arguments(board: Board) -> list[str]:
-    """Every interface, in order.
+    """Every emulated interface, in order.
 
     :raise ValueError: the wiring is not this domain's.
     """
-    pairs = zip(board.domain.interfaces, board.wiring.interfaces, strict=True)
+    emulated = [pair for pair in enumerate(board.domain.interfaces) if not pair[1].is_hostdev]
     arguments: list[str] = []
-    for index, (nic, wiring) in enumerate(pairs):
+    for (index, nic), wiring in zip(emulated, board.wiring.interfaces, strict=True):
         if nic.mac is not None and nic.mac != wiring.mac:
             raise ValueError(f"interface {index} is {nic.mac}, its wiring {wiring.mac}")
         model, name = _model(board, nic), interface_id(index)
@@ -169,7 +170,7 @@ def _properties(
             properties |= {"mq": True, "vectors": 2 * len(wiring.fds) + 2}
         if nic.driver is not None:
             properties |= nic.driver.properties()
-    return properties
+    return properties | rom_properties(nic)
 
 
 def _mtu(nic: Interface, wiring: InterfaceWiring) -> int | None:

@@ -94,7 +94,7 @@ class Wiring:
     """One start's runtime facts.
 
     :param qmp_fd: a connected stream socket; QEMU speaks QMP on it.
-    :param interfaces: one for each of the domain's interfaces, in order.
+    :param interfaces: one for each of the domain's emulated interfaces, in order.
     :param hostdevs: None: QEMU opens the nodes of the host devices' groups.
     """
 

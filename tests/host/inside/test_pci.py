@@ -179,6 +179,26 @@ def test_two_devices_of_a_group_that_one_machine_asks_for_go_along() -> None:
             comes_back(one, "e1000")
 
 
+def test_a_machine_gets_a_second_device_of_its_group_later() -> None:
+    """By Add, asked for by its own name; the group goes back with the last, to nobody before."""
+    first, second = with_ids(LEGACY)
+    with holding("user1", pci(first, with_group=True)) as lease:
+        where = {"path": lease.path, "interface": rawbus.LEASE}
+        (grant,) = lease.holder.ask_for("Add", [pci(second)], {}, **where)[0]
+        facts = {key: value.value for key, value in grant.items()}
+        assert (facts["address"], facts["driver"], facts["former"]) == (second, VFIO, "e1000")
+        with pytest.raises(BusError, match=f"has {second} already"):
+            lease.holder.ask_for("Add", [pci(second)], {}, **where)
+        assert refused("user1", pci(second)).short == "Busy"
+        units.killed()
+        lease.holder.ask_for("Drop", ["pci0"], {}, **where)
+        assert [driver(one) for one in (first, second)] == [VFIO, VFIO]
+        assert refused("user2", pci(first, with_group=True)).short == "Busy"
+        lease.holder.ask_for("Drop", ["pci1"], {}, **where)
+        for one in (first, second):
+            comes_back(one, "e1000")
+
+
 def test_the_chipset_is_refused_unless_root_says_so() -> None:
     """The member that is in the way is named; broker.toml alone makes an exception."""
     disks = "0000:00:1f.2"

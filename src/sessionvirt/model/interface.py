@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``<interface>``: a network card of the guest, emulated or a function of a card of the host's.
+
+``type='hostdev'`` is the second: a device of the host like those of ``<hostdev>``
+(:mod:`.hostdev`), with a MAC address and a VLAN, which the host's card is told. All others have a
+backend.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sessionvirt.xmlmap import Element, attr, child, children, mapped
+from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Text, YesNo
+
+from .addresses import parse_mac
+from .devices import ORDER, Device
+from .hostdev import Hostdev, HostPlace
+from .nic import NicDriver
+
+if TYPE_CHECKING:
+    from .addresses import MacAddress, PciAddress
+    from .domain import Domain
+
+__all__ = [
+    "HostPci", "Interface", "InterfaceType", "LinkState", "NicModel", "Vlan", "VlanTag",
+    "host_devices",
+]  # fmt: skip
+
+Mac: Final[Converter[MacAddress]] = Converter(
+    parse_mac, str, "a unicast address such as 52:54:00:12:34:56"
+)
+_NAME: Final = Pattern(r"[A-Za-z0-9_.+:-]{1,64}", "letters, digits and _ . + : -, at most 64")
+
+
+class InterfaceType(StrEnum):
+    NETWORK = "network"
+    BRIDGE = "bridge"
+    USER = "user"
+    HOSTDEV = "hostdev"
+
+
+class NicModel(StrEnum):
+    VIRTIO = "virtio"
+    E1000 = "e1000"
+    E1000E = "e1000e"
+    RTL8139 = "rtl8139"
+
+
+class LinkState(StrEnum):
+    UP = "up"
+    DOWN = "down"
+
+
+@mapped
+class VlanTag(Element):
+    """``<tag>`` inside ``<vlan>``."""
+
+    id: int = attr("@id", Integer(0, 4095), required=True)
+
+
+@mapped
+class Vlan(Element):
+    """``<vlan>``. The card of a host adds and removes one tag; a trunk is refused by the check."""
+
+    trunk: bool | None = attr("@trunk", YesNo)
+    tags: tuple[VlanTag, ...] = children("tag", VlanTag)
+
+
+@mapped
+class Interface(Device):
+    """``<interface>``.
+
+    :param mac: with the type hostdev: where silent, the card gives it what it has.
+    :param mtu: bytes.
+    :param managed: as of a host device, with the type hostdev, and so is ``source``.
+    :param vlan: with the type hostdev; where silent, what an administrator has set.
+    :param rom_bar: as of a host device, with every type, and so is ``rom_file``.
+    :param target: what people call the TAP, whose first name is the broker's.
+    """
+
+    type: InterfaceType = attr("@type", Choice(InterfaceType), required=True)
+    network: str | None = attr("source/@network", _NAME)
+    bridge: str | None = attr(
+        "source/@bridge", Pattern(r"[^/\s:]{1,15}", "a bridge's name, at most 15")
+    )
+    managed: bool = attr("@managed", YesNo, default=False)
+    source: HostPlace | None = child("source/address", HostPlace)
+    vlan: Vlan | None = child("vlan", Vlan)
+    mac: MacAddress | None = attr("mac/@address", Mac)
+    model: NicModel | None = attr("model/@type", Choice(NicModel))
+    driver: NicDriver | None = child("driver", NicDriver)
+    mtu: int | None = attr("mtu/@size", Integer(68, 65535))
+    link: LinkState = attr("link/@state", Choice(LinkState), default=LinkState.UP)
+    rom_bar: bool | None = attr("rom/@bar", OnOff)
+    rom_file: str | None = attr("rom/@file", Text)
+    boot_order: int | None = attr("boot/@order", ORDER)
+    target: str | None = attr(
+        "target/@dev",
+        Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", "letters, digits and _ . -, at most 15"),
+    )
+
+    @property
+    def queues(self) -> int:
+        """Pairs of queues: 1 where the document is silent."""
+        return self.driver.queues or 1 if self.driver is not None else 1
+
+    @property
+    def name(self) -> str | None:
+        """The target, where a person chose it: libvirt fills in one that begins so, and ignores it
+        when it reads one (VIR_NET_GENERATED_VNET_PREFIX and its like, src/util/virnetdev.h)."""
+        generated = self.target is not None and re.match("vnet|vif|macvtap|macvlan", self.target)
+        return None if generated else self.target
+
+    @property
+    def is_hostdev(self) -> bool:
+        """Whether it is a device of the host."""
+        return self.type is InterfaceType.HOSTDEV
+
+    @property
+    def host(self) -> PciAddress:
+        """As of a host device."""
+        if self.source is None:
+            raise ValueError("a host device without an address")
+        return self.source.pci
+
+    @property
+    def vlan_id(self) -> int | None:
+        """The VLAN's number.
+
+        :raise ValueError: it has not exactly one; one of a domain that was checked has.
+        """
+        if self.vlan is None:
+            return None
+        (tag,) = self.vlan.tags
+        return tag.id
+
+
+#: A PCI device of the host, by either element. Both have the fields that it takes.
+HostPci: TypeAlias = Hostdev | Interface
+
+
+def host_devices(domain: Domain) -> tuple[HostPci, ...]:
+    """A domain's devices of the host, in the order of their ids: an interface moves no hostdev."""
+    return (*domain.hostdevs, *(nic for nic in domain.interfaces if nic.is_hostdev))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A bridge with two guests, in a network namespace of its own, for ``./dev bench network``.
+
+Run as ``python -m bench._bridge VARIANT``, below ``unshare --net``: ``none`` has no filter,
+``sets`` the broker's rules and as many machines in them as are ordered, ``chains`` a chain for each
+machine and a jump to it, as libvirt's nwfilter has it. Orders are JSON lines on standard input:
+``["machines", N]`` answers the time in ms that one of the last took to add, ``["send", BYTES]`` the
+frames for each second of a processor from one guest to the other, in a burst that the other's queue
+has room for; more than 1,500 bytes are one frame that the kernel is not to divide (TSO), as guests
+send bulk data.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from typing import Any
+
+from lab import frames
+from lab.tap import HEADER
+from sessionvirt_broker.firewall import Firewall, TapRules
+from sessionvirt_broker.tun import create
+
+BRIDGE = "br-bench"
+#: A TAP's queue has room for a thousand.
+BURST = 900
+MTU = 1500
+#: Of so many additions the median is told.
+LAST = 10
+#: struct virtio_net_hdr: VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, the length of the
+#: headers and of the segments, where the checksum begins and goes. TUN_F_CSUM | TUN_F_TSO4: the
+#: other end takes such.
+SEGMENTS = struct.pack("<BBHHHH", 1, 1, 54, 1446, 34, 16)
+TUNSETOFFLOAD, OFFLOADS = 0x400454D0, 3
+NAMES = ("svt000000000000", "svt000000000001")
+#: What one chain holds: as much as the sets permit one machine, in words that nft takes for all.
+CHAIN = """\
+add chain bridge bench vm_{name}
+add rule bridge bench vm_{name} ether saddr != {mac} drop
+add rule bridge bench vm_{name} ether type {{ 8021q, 0x88a8, 0x9100 }} drop
+add rule bridge bench vm_{name} ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop
+add rule bridge bench vm_{name} ether type arp arp saddr ether {mac} arp saddr ip {ipv4} accept
+add rule bridge bench vm_{name} udp sport 67 drop
+add rule bridge bench vm_{name} ip saddr {ipv4} accept
+add rule bridge bench vm_{name} icmpv6 type {{ nd-router-advert, nd-redirect }} drop
+add rule bridge bench vm_{name} ip6 saddr {ipv6} accept
+add rule bridge bench vm_{name} drop
+add rule bridge bench prerouting iifname {name} jump vm_{name}
+"""
+
+
+def machine(number: int) -> TapRules:
+    """The machine of this number; the first two are there, the others only in the rules."""
+    name = NAMES[number] if number < 2 else f"svt{number:012x}"
+    mac = f"52:54:00:01:{number >> 8:02x}:{number & 255:02x}"
+    address = str(ipaddress.IPv4Address("10.99.0.2") + number)
+    return TapRules(name, 1000, mac, (address,), (f"fd99::{number + 2:x}",), unbound=False)
+
+
+class Filter:
+    """None at all."""
+
+    def add(self, rules: TapRules) -> None:
+        pass
+
+
+class Sets(Filter):
+    """The broker's own code and rules."""
+
+    def __init__(self) -> None:
+        self._firewall = Firewall()
+        self._firewall.ensure()
+
+    def add(self, rules: TapRules) -> None:
+        self._firewall.add_tap(rules)
+
+
+class Chains(Filter):
+    """A chain a machine; libnftables takes text here, which is the faster of its two ways."""
+
+    def __init__(self) -> None:
+        import nftables
+
+        self._nft = nftables.Nftables()
+        self._run("add table bridge bench; add chain bridge bench prerouting"
+                  " { type filter hook prerouting priority -300; }")  # fmt: skip
+
+    def _run(self, text: str) -> None:
+        code, _, message = self._nft.cmd(text)
+        if code:
+            raise SystemExit(message)
+
+    def add(self, rules: TapRules) -> None:
+        words = {
+            "name": rules.ifname,
+            "mac": rules.mac,
+            "ipv4": rules.ipv4[0],
+            "ipv6": rules.ipv6[0],
+        }
+        self._run(CHAIN.format(**words))
+
+
+FILTERS = {"none": Filter, "sets": Sets, "chains": Chains}
+
+
+class Wire:
+    """The bridge, and frames through it."""
+
+    def __init__(self, kind: str) -> None:
+        self._filter = FILTERS[kind]()
+        run("add", BRIDGE, "type", "bridge", "mcast_snooping", "0")
+        run("set", BRIDGE, "up")
+        self._fds = []
+        for name in NAMES:
+            (descriptor,) = create(name, 1)
+            os.set_blocking(descriptor, False)
+            fcntl.ioctl(descriptor, TUNSETOFFLOAD, OFFLOADS)
+            run("set", name, "master", BRIDGE, "up")
+            self._fds.append(descriptor)
+
+    def machines(self, wanted: int) -> float:
+        took = []
+        # The two that send come last: a list of jumps is walked to its end for them.
+        for number in [*range(2, wanted), 0, 1]:
+            start = time.perf_counter()
+            self._filter.add(machine(number))
+            took.append((time.perf_counter() - start) * 1e3)
+        return statistics.median(took[-LAST:])
+
+    def send(self, size: int) -> float:
+        sender, target = machine(0), machine(1)
+        where = sender.ipv4[0], target.ipv4[0]
+        segment = frames.tcp(*where, (4000, 4001), 0x10, bytes(size - 54))
+        packet = frames.ipv4(*where, frames.TCP, segment)
+        header = HEADER if size <= MTU + 14 else SEGMENTS
+        frame = header + frames.ethernet(target.mac, sender.mac, frames.IPV4, packet)
+        burst = BURST if size <= MTU + 14 else BURST // 10
+        self._drain()
+        write, descriptor = os.write, self._fds[0]
+        # The processor's time, for a frame's whole way is gone within the call, and a machine that
+        # has other work would show how often it took the processor away.
+        start = time.process_time()
+        for _ in range(burst):
+            write(descriptor, frame)
+        took = time.process_time() - start
+        got = self._drain()
+        if got != burst:
+            raise SystemExit(f"{burst} frames were sent and {got} came")
+        return burst / took
+
+    def _drain(self) -> int:
+        """Read what has come; frames of the kernel's own (MLD) are not counted."""
+        mark, found = machine(0).mac.replace(":", ""), 0
+        while True:
+            try:
+                found += os.read(self._fds[1], 70000)[16:22].hex() == mark
+            except BlockingIOError:
+                return found
+
+
+def run(*words: str) -> None:
+    subprocess.run(["ip", "link", *words], check=True)
+
+
+def main() -> None:
+    wire = Wire(sys.argv[1])
+    orders: dict[str, Any] = {"machines": wire.machines, "send": wire.send}
+    for line in sys.stdin:
+        name, value = json.loads(line)
+        print(json.dumps(orders[name](value)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
