@@ -25,6 +25,7 @@ from .vfiosteps import (
     OverrideDriver,
     RebindDevice,
 )
+from .vhost import OpenVhost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,7 @@ STEPS: Mapping[str, type[Step]] = {
         NetworkFiles,
         NetworkFilter,
         OpenDevice,
+        OpenVhost,
         OverrideDriver,
         RebindDevice,
         RunDnsmasq,

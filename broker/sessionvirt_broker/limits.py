@@ -35,6 +35,8 @@ class Limits:
     taps_per_user: int = 64
     queues_per_tap: int = 8
     queues_per_user: int = 128
+    #: Of /dev/vhost-net, open on the whole host, whoever opened them.
+    vhost_descriptors: int = 1024
     devices_per_user: int = 8
     prompts_per_user: int = 4
     prompts_per_sender: int = 1

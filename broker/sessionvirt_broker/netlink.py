@@ -237,13 +237,18 @@ class Links:
             "set", index=ifindex, kind="bridge_slave", learning=0, guard=1, flags=1, change=1
         )
 
-    def add_altname(self, ifindex: int, altname: str) -> None:
-        """A second, readable name. One that is taken is no reason to fail."""
+    def add_altname(self, ifindex: int, altname: str) -> bool:
+        """A second, readable name. One that is taken is no reason to fail.
+
+        :return: whether it has that name now.
+        """
         try:
             self._ip.link("property_add", index=ifindex, altname=altname)
         except Exception as error:
             if getattr(error, "code", None) not in (errno.EEXIST, errno.EOPNOTSUPP):
                 raise
+            return False
+        return True
 
     def delete(self, ifindex: int) -> None:
         """Delete it; absent is in order."""

@@ -26,7 +26,19 @@ from .networkconfig import BRIDGE_PREFIX, network_of
 from .networks import Networks
 from .steps import Step
 from .tun import create
-from .wire import PORT_PREFIX, BridgeName, Mac, NetworkName, bridge_name, mac, network_name, shown
+from .vhost import OpenVhost
+from .wire import (
+    PORT_PREFIX,
+    BridgeName,
+    Mac,
+    NetworkName,
+    TapName,
+    bridge_name,
+    mac,
+    network_name,
+    shown,
+    tap_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +65,8 @@ class TapRequest(Request):
     bridge: BridgeName | None
     mac: Mac | None
     queues: int
+    vhost: bool
+    name: TapName | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +163,7 @@ class AttachTap(Step):
 
     def execute(self, host: Host) -> Self:
         ifindex, bridge = host.links.index_of(self.ifname), host.links.index_of(self.bridge)
-        host.links.add_altname(ifindex, self.altname)
+        named = host.links.add_altname(ifindex, self.altname)
         # A port has no layer 3 of its own; without this it would get a link-local address.
         disable = host.paths.proc_net / "ipv6/conf" / self.ifname / "disable_ipv6"
         if disable.exists():
@@ -158,7 +172,7 @@ class AttachTap(Step):
             host.links.attach(ifindex, bridge=bridge, mac=self.mac, guest=self.guest, mtu=self.mtu)
         except FileExistsError as error:
             raise Busy(f"the MAC address {self.guest} is in use on {self.bridge}") from error
-        return self
+        return self if named else replace(self, altname="")
 
     def undo(self, host: Host) -> None:
         pass
@@ -186,6 +200,8 @@ class TapKind:
             bridge=bridge_name(fields),
             mac=mac(fields),
             queues=fields.count("queues", default=1, limit=configuration.limits.queues_per_tap),
+            vhost=fields.flag("vhost"),
+            name=tap_name(fields),
         )
         if (request.network is None) == (request.bridge is None):
             raise InvalidRequest(f"{fields.where}: needs either network or bridge")
@@ -204,7 +220,7 @@ class TapKind:
         tap = cast("TapRequest", request)
         address = self._mac(tap, owner)
         details = (("vm", shown(owner.vm)), ("uid", str(owner.uid)), ("mac", address))
-        share = Share(taps=1, queues=tap.queues)
+        share = Share(taps=1, queues=tap.queues, fds=tap.queues if tap.vhost else 0)
         if tap.network is not None:
             network = self.networks.named(tap.network, owner.uid, configuration, host)
             if not managed.is_systemd() and host.keeper is None:
@@ -239,8 +255,9 @@ class TapKind:
         tap = cast("TapRequest", request)
         address = self._mac(tap, owner)
         ifname = TAP_PREFIX + secrets.token_hex(6)
-        words = re.sub(r"[^A-Za-z0-9_.-]", "_", owner.vm)[:64]
-        altname = f"{TAP_PREFIX}-{owner.uid}-{words}-{tap.position}"
+        altname = _altname(tap, owner)
+        most = configuration.limits.vhost_descriptors
+        vhost = (OpenVhost(ifname, tap.queues, most),) if tap.vhost else ()
         # Like libvirt's: a high first byte, so that no bridge would ever take it for its own. No
         # guest's begins with it (wire.py).
         port_mac = PORT_PREFIX + address[3:]
@@ -254,6 +271,7 @@ class TapKind:
                 steps=(
                     FilterTap(ifname, owner.uid, address, (), (), unbound=1),
                     CreateTap(ifname, tap.queues),
+                    *vhost,
                     AttachTap(ifname, bridge, port_mac, address, mtu, altname),
                 ),
             )
@@ -272,6 +290,7 @@ class TapKind:
                     bridge=network.bridge,
                 ),
                 CreateTap(ifname, tap.queues),
+                *vhost,
                 HostEntry(
                     *(network.bridge, ifname, address, given.ipv4, given.ipv6),
                     *(name, network.domain),
@@ -288,6 +307,8 @@ class TapKind:
             "kind": self.name,
             "ifname": made.ifname,
             "ifindex": made.ifindex,
+            "altname": attached.altname,
+            "vhost": _has_vhost(steps),
             "mac": rules.mac,
             "mtu": attached.mtu,
             ("network" if is_managed else "bridge"): network_of(bridge) if is_managed else bridge,
@@ -296,7 +317,8 @@ class TapKind:
         }
 
     def share(self, steps: Sequence[Step]) -> Share:
-        return Share(taps=1, queues=_tap_steps(steps)[0].queues)
+        queues = _tap_steps(steps)[0].queues
+        return Share(taps=1, queues=queues, fds=queues if _has_vhost(steps) else 0)
 
     def watched(self, steps: Sequence[Step]) -> tuple[Watched, ...]:
         return (_tap_steps(steps)[0].ifindex,)
@@ -390,6 +412,20 @@ class TapKind:
                 " an administrator must set one"
             )
         return name, link.ifindex
+
+
+def _altname(tap: TapRequest, owner: Owner) -> str:
+    """A name for people, which nobody can mistake for a host's own or another user's.
+
+    systemd and others match interfaces by their alternative names, too: a caller's word never
+    stands at the front.
+    """
+    words = re.sub(r"[^A-Za-z0-9_.-]", "_", owner.vm)[:64]
+    return f"{TAP_PREFIX}-{owner.uid}-{tap.name or f'{words}-{tap.position}'}"
+
+
+def _has_vhost(steps: Sequence[Step]) -> bool:
+    return any(isinstance(step, OpenVhost) and step.given for step in steps)
 
 
 def _tap_steps(steps: Sequence[Step]) -> tuple[CreateTap, FilterTap, AttachTap]:

@@ -24,6 +24,7 @@ VmName = NewType("VmName", str)
 Mac = NewType("Mac", str)
 NetworkName = NewType("NetworkName", str)
 BridgeName = NewType("BridgeName", str)
+TapName = NewType("TapName", str)
 
 #: How the address of the host's end of a TAP begins; with it in place of the guest's first octet.
 PORT_PREFIX = "fe:"
@@ -158,6 +159,16 @@ def bridge_name(fields: Fields) -> BridgeName | None:
     if not is_interface_name(text):
         raise InvalidRequest(f"{fields.where}.bridge: is not the name of an interface")
     return BridgeName(text)
+
+
+def tap_name(fields: Fields) -> TapName | None:
+    """The optional field ``name``: what people call a TAP; as strict as an interface's own."""
+    text = fields.text("name")
+    if text is None:
+        return None
+    if not is_interface_name(text):
+        raise InvalidRequest(f"{fields.where}.name: is not the name of an interface")
+    return TapName(text)
 
 
 def is_network_name(text: str) -> bool:

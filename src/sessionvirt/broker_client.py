@@ -427,5 +427,7 @@ def _read_grants(
             continue
         if len(grant.fds) != request.queues:
             raise malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")
+        if isinstance(grant, data.TapGrant) and grant.vhost and not request.vhost:
+            raise malformed(f"{grant.id}: vhost, and nobody asked for it")
     fds.finish()
     return grants

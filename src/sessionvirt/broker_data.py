@@ -74,7 +74,10 @@ class TapGrant:
 
     :param id: its name within the lease.
     :param fds: one for each queue; none where a lease is only listed. The lease owns them.
+    :param vhost_fds: of /dev/vhost-net, likewise; none where the host has none, or nobody asked.
+    :param vhost: whether it was given those.
     :param ifname: the host's name of it.
+    :param altname: its second name, for people; empty: somebody else has that.
     :param mac: the only source address that the guest may use.
     :param mtu: bytes.
     :param ipv4: addresses that the guest may use; empty: not restricted.
@@ -92,6 +95,14 @@ class TapGrant:
     bridge: str
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...]
+    vhost_fds: tuple[Fd, ...] = ()
+    vhost: bool = False
+    altname: str = ""
+
+    @property
+    def descriptors(self) -> tuple[Fd, ...]:
+        """All that came with it."""
+        return (*self.fds, *self.vhost_fds)
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,11 @@ class PciGrant:
     former: str
     mac: str = ""
     vlan: int = 0
+
+    @property
+    def descriptors(self) -> tuple[Fd, ...]:
+        """All that came with it."""
+        return self.fds
 
 
 Grant: TypeAlias = TapGrant | PciGrant
@@ -153,7 +169,7 @@ class Lease:
         """Close what is still ours; where QEMU has no copies, this gives everything back."""
         self.hold.close()
         for grant in self.grants:
-            for fd in grant.fds:
+            for fd in grant.descriptors:
                 fd.close()
 
     def __enter__(self) -> Self:
@@ -281,10 +297,18 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
     """Read the grant of a TAP device."""
     name = fields.text("id")
     indices = fields.numbers("fds", "ah") if fields.has("fds") or fds is not None else ()
+    vhost = fields.flag("vhost")
+    queues = len(indices) // 2 if vhost else len(indices)
+    if vhost and len(indices) != 2 * queues:
+        raise malformed(f"{name}: {len(indices)} descriptors for queues and vhost")
+    given = () if fds is None else tuple(fds.take(index, name) for index in indices)
     return TapGrant(
         id=name,
         kind=fields.text("kind"),
-        fds=() if fds is None else tuple(fds.take(index, name) for index in indices),
+        fds=given[:queues],
+        vhost_fds=given[queues:],
+        vhost=vhost,
+        altname=fields.text("altname"),
         ifname=fields.text("ifname"),
         ifindex=fields.number("ifindex"),
         mac=fields.text("mac"),

@@ -32,6 +32,8 @@ class TapRequest:
     :param bridge: a bridge's name. Exactly one of the two.
     :param mac: the guest's address; by default the broker derives one, the same at every start.
     :param queues: queue pairs.
+    :param vhost: with a descriptor of /dev/vhost-net for each, where the host has it.
+    :param name: how its alternative name on the host ends; by default as the VM's and its position.
     :raise UsageError: both or none of network and bridge.
     """
 
@@ -41,6 +43,13 @@ class TapRequest:
     bridge: str | None = None
     mac: str | None = None
     queues: int = 1
+    vhost: bool = False
+    name: str | None = None
+
+    @property
+    def descriptors(self) -> int:
+        """How many the answer carries for it."""
+        return self.queues * (2 if self.vhost else 1)
 
     def __post_init__(self) -> None:
         if (self.network is None) == (self.bridge is None):
@@ -48,10 +57,17 @@ class TapRequest:
 
     def parameters(self) -> Parameters:
         """Return what is sent."""
-        texts = {"network": self.network, "bridge": self.bridge, "mac": self.mac}
+        texts = {
+            "network": self.network,
+            "bridge": self.bridge,
+            "mac": self.mac,
+            "name": self.name,
+        }
         sent: Parameters = {name: ("s", text) for name, text in texts.items() if text is not None}
         if self.queues != 1:
             sent["queues"] = ("u", self.queues)
+        if self.vhost:
+            sent["vhost"] = ("b", True)
         return sent
 
 

@@ -30,7 +30,7 @@ def test_answers_have_the_documented_keys_and_types(
 ) -> None:
     broker.configure('[bridge.lan0]\n[network.default]\nipv4 = "10.9.0.1/24"\n')
     keys = documented()
-    mixed = [tap(queues=2), tap(None, bridge="lan0")]
+    mixed = [tap(queues=2), tap(None, bridge="lan0", vhost=True, name="web.1")]
     with Client(alice) as client, lan_bridge("lan0"):
         serial = client.ask("Plan", mixed, options(vm="one"))
         authority.decide(YES, YES)
@@ -52,6 +52,12 @@ def test_answers_have_the_documented_keys_and_types(
         assert sorted([hold, *grants[0]["fds"].value, *grants[1]["fds"].value]) == [0, 1, 2, 3]
         assert len(answer.fds) == 4
         assert grants[1]["bridge"].value == "lan0"
+        # The laboratory's kernel has no vhost, which is no error.
+        assert [row["vhost"].value for row in grants] == [False, False]
+        assert [row["altname"].value for row in grants] == [
+            f"svt-{alice.uid}-one-0",
+            f"svt-{alice.uid}-web.1",
+        ]
 
         (lease,) = client.call("ListLeases", {})[0]
         assert types(lease) == keys["leases"]

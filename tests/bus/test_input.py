@@ -176,6 +176,11 @@ def test_c34_macs_are_unicast_and_ascii(client: Client) -> None:
         assert set(refusals(client, [tap(mac=mac)])) == {"InvalidArgs"}, mac
 
 
+def test_c34_names_of_taps_are_as_strict_as_names_of_interfaces(client: Client) -> None:
+    for name in BAD_NAMES:
+        assert set(refusals(client, [tap(name=name)])) == {"InvalidArgs"}, name
+
+
 def test_c35_names_of_machines_hold_no_control_character(client: Client) -> None:
     for vm in BAD_VMS:
         assert set(refusals(client, [tap()], vm)) == {"InvalidArgs"}, ascii(vm)

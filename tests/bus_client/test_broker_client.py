@@ -220,6 +220,8 @@ def test_interaction_is_said_twice(broker: Callable[[str], str], *, interactive:
         ("fd-twice", "belongs to something else"),
         ("fewer-grants", "1 grants for 2 requests"),
         ("two-queues", "2 queues, not 1"),
+        ("vhost-unasked", "tap1: vhost, and nobody asked for it"),
+        ("vhost-odd", "tap1: 1 descriptors for queues and vhost"),
         ("wrong-signature", "answers 'oh'"),
     ],
 )

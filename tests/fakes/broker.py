@@ -16,6 +16,7 @@ from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 BUS_NAME = "org.sessionvirt.Broker1"
+YES = Variant("b", value=True)
 LEASE = "/org/sessionvirt/Broker1/lease/0123456789abcdef"
 
 
@@ -31,6 +32,8 @@ def grant(number: int, queues: list[int]) -> dict[str, Variant]:
         "network": Variant("s", "default"),
         "ipv4": Variant("as", ["10.213.80.9"]),
         "ipv6": Variant("as", []),
+        "vhost": Variant("b", value=False),
+        "altname": Variant("s", "svt-1000-vm-0"),
     }
 
 
@@ -185,6 +188,12 @@ def acquire(mode: str, message: Message) -> tuple[str, list[object], list[int]]:
         case "two-queues":
             rows[-1]["fds"] = Variant("ah", [len(fds) - 1, len(fds)])
             fds.append(os.open(os.devnull, os.O_RDWR))
+        case "vhost-unasked":
+            rows[-1]["vhost"] = YES
+            rows[-1]["fds"] = Variant("ah", [len(fds) - 1, len(fds)])
+            fds.append(os.open(os.devnull, os.O_RDWR))
+        case "vhost-odd":
+            rows[-1]["vhost"] = YES
         case "wrong-signature":
             return "oh", [LEASE, 0], fds
     return "ohaa{sv}", [LEASE, 0, rows], fds

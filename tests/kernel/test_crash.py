@@ -142,7 +142,7 @@ def test_g69_killed_in_every_state_of_add_and_drop(broker: Broker, alices: Clien
             assert len(host.elements("bridge", "macs")) == len(lease.listed()["grants"].value)
             added = []
             try:
-                added = lease.add(network_tap())
+                added = lease.add(network_tap(vhost=True, name="web"))
                 lease.drop(added[0].id)
                 added[0].close()
                 break

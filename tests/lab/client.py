@@ -52,14 +52,14 @@ class RefusalError(Exception):
 
 
 def network_tap(network: str = "default", **fields: Any) -> tuple[str, dict[str, Variant]]:
-    """A request for a TAP: ``mac`` and ``bridge`` are text, ``queues`` a number.
+    """A request for a TAP: ``mac`` and ``bridge`` are text, ``queues`` a number, ``vhost``
+        is a boolean.
 
     :param network: empty: none, for a request that names a bridge.
     """
     values = {"network": network, **fields} if network else fields
-    return "tap", {
-        key: Variant("u" if isinstance(value, int) else "s", value) for key, value in values.items()
-    }
+    types = {bool: "b", int: "u", str: "s"}
+    return "tap", {key: Variant(types[type(value)], value) for key, value in values.items()}
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -75,6 +76,10 @@ class Broker:
 
     async def lock_memory(self, lease: str, process: int, amount: int) -> None:
         pass
+
+    async def leases(self) -> list[SimpleNamespace]:
+        grants = [SimpleNamespace(id=f"pci{number}") for number in range(self._count)]
+        return [SimpleNamespace(lease="/lease", grants=grants)]
 
     async def drop(self, lease: str, grants: Sequence[str]) -> None:
         self.dropped += grants

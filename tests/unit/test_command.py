@@ -297,15 +297,29 @@ def test_mtu(wanted: int | None, offered: int, told: int | None) -> None:
     assert devices(build(domain, BINARY, wiring).argv)["net0"].get("host_mtu") == told
 
 
-def test_more_than_the_network_carries() -> None:
+@pytest.mark.parametrize("model", ["virtio", "e1000e"])
+def test_more_than_the_network_carries(model: str) -> None:
+    """Whether the guest could be told or not."""
     domain = document(
-        "<interface type='bridge'><source bridge='b'/><model type='virtio'/><mtu size='9000'/>"
+        f"<interface type='bridge'><source bridge='b'/><model type='{model}'/><mtu size='9000'/>"
         "</interface>"
     )
     wiring = dataclasses.replace(PLAIN, interfaces=(TapWiring((5,), MAC, 1500),))
     with pytest.raises(DefinitionError, match="carries 1500 bytes") as caught:
         build(domain, BINARY, wiring)
     assert caught.value.evidence == "guest.xml:2: /domain/devices/interface/mtu/@size"
+
+
+def test_a_document_that_is_silent_changes_nothing_of_the_card() -> None:
+    """Not even by an empty <driver>."""
+    element = "<interface type='bridge'><source bridge='b'/><model type='virtio'/>{}</interface>"
+    wiring = dataclasses.replace(PLAIN, interfaces=(TapWiring((5,), MAC, 1500),))
+    silent, empty = (
+        devices(build(document(element.format(driver)), BINARY, wiring).argv)["net0"]
+        for driver in ("", "<driver name='qemu'><host/><guest/></driver>")
+    )
+    assert silent == empty
+    assert set(silent) == {"driver", "id", "netdev", "mac", "bus", "addr"}
 
 
 def test_what_is_said_over_qmp() -> None:

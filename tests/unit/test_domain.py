@@ -30,6 +30,7 @@ from sessionvirt.model.hostdev import Hostdev, HostPlace
 from sessionvirt.model.interface import Interface, InterfaceType, NicModel, host_devices
 from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.model.needs import needs
+from sessionvirt.model.nic import GuestOffloads, HostOffloads, NicBackend, NicDriver
 from sessionvirt.xmltree import MAX_BYTES
 
 pytestmark = pytest.mark.unit
@@ -218,6 +219,51 @@ CONTRADICTIONS = {
     "queues without virtio": (
         document("<interface type='bridge'><source bridge='b'/><driver queues='2'/></interface>"),
         "4: /domain/devices/interface/driver/@queues",
+    ),
+    "virtio's words for another card": (
+        document(
+            "<interface type='user'><model type='e1000'/>"
+            "<driver><guest csum='off'/></driver></interface>"
+        ),
+        "4: /domain/devices/interface/driver",
+    ),
+    "vhost for another card": (
+        document(
+            "<interface type='bridge'><source bridge='b'/><model type='e1000e'/>"
+            "<driver name='vhost'/></interface>"
+        ),
+        "4: /domain/devices/interface/driver",
+    ),
+    "vfio for a card that is emulated": (
+        document("<interface type='user'><model type='virtio'/><driver name='vfio'/></interface>"),
+        "4: /domain/devices/interface/driver/@name",
+    ),
+    "an emulated card's words for one of the host": (
+        document(
+            "<interface type='hostdev'><source><address bus='3' slot='0'/></source>"
+            "<driver name='qemu'/></interface>"
+        ),
+        "4: /domain/devices/interface/driver",
+    ),
+    "vhost without a TAP": (
+        document("<interface type='user'><model type='virtio'/><driver name='vhost'/></interface>"),
+        "4: /domain/devices/interface/driver/@name",
+    ),
+    "a ring of a size that is none": (
+        document("<interface type='user'><driver rx_queue_size='300'/></interface>"),
+        "4: /domain/devices/interface/driver/@rx_queue_size",
+    ),
+    "the 257th queue": (
+        document("<interface type='user'><driver queues='257'/></interface>"),
+        "4: /domain/devices/interface/driver/@queues",
+    ),
+    "an offload that is neither on nor off": (
+        document("<interface type='user'><driver><host tso4='yes'/></driver></interface>"),
+        "4: /domain/devices/interface/driver/host/@tso4",
+    ),
+    "a target that is no interface's name": (
+        document("<interface type='user'><target dev='a/b'/></interface>"),
+        "4: /domain/devices/interface/target/@dev",
     ),
     "initrd without kernel": (
         document(rest="<os><initrd>/i</initrd></os>"),
@@ -451,13 +497,34 @@ DISKS = st.builds(
     readonly=st.booleans(),
     serial=st.none() | st.just("A 1"),
 )
+
+
+def test_a_card_of_the_hosts_may_name_its_driver_as_libvirt_does() -> None:
+    text = document(
+        "<interface type='hostdev' managed='yes'><source><address bus='3' slot='0'/></source>"
+        "<driver name='vfio'/></interface>"
+    )
+    (nic,) = parse_domain(text, strict=True).value.interfaces
+    assert nic.is_hostdev
+
+
 INTERFACES = st.builds(
     Interface,
     type=st.just(InterfaceType.BRIDGE),
     bridge=st.just("br0"),
     mac=st.none() | st.integers(0, 0xFF).map(lambda n: MacAddress(f"52:54:00:00:00:{n:02x}")),
     model=st.just(NicModel.VIRTIO),
-    queues=st.integers(1, 4),
+    driver=st.none()
+    | st.builds(
+        NicDriver,
+        name=st.none() | st.sampled_from((NicBackend.VHOST, NicBackend.QEMU)),
+        queues=st.none() | st.integers(1, 4),
+        event_idx=st.none() | st.booleans(),
+        rx_queue_size=st.none() | st.sampled_from((256, 1024)),
+        host=st.none() | st.builds(HostOffloads, mrg_rxbuf=st.none() | st.booleans()),
+        guest=st.none() | st.builds(GuestOffloads, ufo=st.none() | st.booleans()),
+    ),
+    target=st.none() | st.sampled_from(("vnet0", "web.1")),
     mtu=st.none() | st.integers(68, 65535),
 )
 HOSTDEVS = st.builds(

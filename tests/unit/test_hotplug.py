@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
-from sessionvirt.broker_data import Lease, PciGrant
-from sessionvirt.descriptors import Fd
-from sessionvirt.driver.hotplug import HostDevice, HotPlug
+from sessionvirt.broker_requests import PciRequest
+from sessionvirt.driver.hotplug import HostDevice
 from sessionvirt.errors import (
     BusyError,
     DeadlineError,
@@ -28,172 +24,27 @@ from sessionvirt.errors import (
 )
 from sessionvirt.model.addresses import PciAddress
 from sessionvirt.model.devices import PciPlace
-from sessionvirt.model.domain import Domain, parse_domain
 from sessionvirt.model.hostdev import Hostdev, HostPlace
-from sessionvirt.model.interface import host_devices
-from sessionvirt.qemu.pci import Place
-from sessionvirt.qemu.qmp import Event
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from sessionvirt.broker_data import PciRequest
-    from sessionvirt.qemu.process import Child
-    from sessionvirt.qemu.qmp import Monitor
+from unit.plugworld import DELETED, MANY, World, live, turns
 
 pytestmark = pytest.mark.unit
 
-XML = """\
-<domain type='qemu'>
-  <name>vm</name><memory unit='MiB'>64</memory>
-  <devices>{}</devices>
-</domain>
-"""
-COLD = """\
-<hostdev mode='subsystem' type='pci' managed='yes'>
-  <source><address bus='1' slot='0'/></source>
-</hostdev>
-"""
 FUNCTION = """\
 <interface type='hostdev' managed='yes'>
   <mac address='52:54:00:00:42:01'/><source><address bus='{}' slot='0x10'/></source>
   <vlan><tag id='42'/></vlan>
 </interface>
 """
+COLD = """\
+<hostdev mode='subsystem' type='pci' managed='yes'>
+  <source><address bus='1' slot='0'/></source>
+</hostdev>
+"""
 AMOUNT = (64 << 20) + (1 << 30)
-MANY = 3
-DELETED = "DEVICE_DELETED"
-
-
-class World:
-    """A broker and a QEMU: what each was told, in order, and which words are answered by what."""
-
-    def __init__(self, devices: str = "", *, leased: bool = True) -> None:
-        self.said: list[str] = []
-        self.fails: dict[str, BaseException] = {}
-        self.waits: dict[str, asyncio.Event] = {}
-        self.amounts: list[int] = []
-        self.requests: list[PciRequest] = []
-        self.plugged: list[Mapping[str, object]] = []
-        self.paths: list[str] = ["/lease"] if leased else []
-        self.granted: dict[str, PciGrant] = {}
-        self.returncode: int | None = None
-        self.domain: Domain = parse_domain(XML.format(devices)).value
-        lease = None
-        if leased:
-            grants = tuple(self._grant(str(one.host)) for one in host_devices(self.domain))
-            lease = Lease("/lease", Fd(os.open(os.devnull, os.O_RDONLY)), grants)
-            lease.close()
-        me = cast("Any", self)
-        self.hotplug = HotPlug(
-            self.domain,
-            cast("Monitor", SimpleNamespace(execute=self.execute, give=self.give)),
-            cast("Child", me),
-            lease,
-            free=[Place(f"pci.{bus}", bus, 0) for bus in range(3, 3 + MANY)],
-            drivers=frozenset({"vfio-pci"}),
-            with_group=False,
-            broker=self.connect,
-        )
-
-    async def _say(self, what: str) -> None:
-        self.said.append(what)
-        verb = what.partition(" ")[0]
-        if verb in self.waits:
-            await self.waits[verb].wait()
-        else:
-            await asyncio.sleep(0)
-        if (error := self.fails.get(verb)) is not None:
-            raise error
-
-    # QEMU
-
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
-        given = dict(arguments or {})
-        await self._say(f"{command} {given.get('id') or given.get('fdname')}")
-        if command == "device_add":
-            self.plugged.append(given)
-        return {}
-
-    async def give(self, fd: int, name: str) -> None:
-        os.fstat(fd)
-        await self._say(f"getfd {name}")
-
-    def duplicate_pidfd(self) -> Fd:
-        if self.returncode is not None:
-            raise ValueError("reaped")
-        return Fd(os.pidfd_open(os.getpid()))
-
-    def see(self, name: str, device: str) -> None:
-        self.hotplug.see(Event(name, {"device": device, "path": f"/machine/peripheral/{device}"}))
-
-    # the broker
-
-    async def connect(self) -> Any:
-        return self
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        pass
-
-    def _grant(self, address: str) -> PciGrant:
-        name = f"pci{len(self.granted)}"
-        grant = PciGrant(name, "pci", (), address, "", 1, (address,), "", "vfio-pci", "e1000e")
-        self.granted[name] = grant
-        return grant
-
-    async def add(
-        self, lease: str, requests: Sequence[PciRequest], *, interactive: bool
-    ) -> tuple[PciGrant, ...]:
-        self.requests += requests
-        await self._say(f"add {'may ask' if interactive else 'asks nobody'}")
-        return tuple(self._grant(one.address) for one in requests)
-
-    async def acquire(self, requests: Sequence[PciRequest], vm: str, *, interactive: bool) -> Lease:
-        await self._say(f"acquire {vm}")
-        self.paths.append("/another")
-        grants = tuple(self._grant(one.address) for one in requests)
-        return Lease("/another", Fd(os.open(os.devnull, os.O_RDONLY)), grants)
-
-    async def lock_memory(self, lease: str, process: int, amount: int) -> None:
-        assert os.readlink(f"/proc/self/fd/{process}").startswith("anon_inode:")
-        self.amounts.append(amount)
-        await self._say(f"lock {lease}")
-
-    async def drop(self, lease: str, grants: Sequence[str]) -> None:
-        await self._say(f"drop {lease} {' '.join(grants)}")
-        for name in grants:
-            self.granted.pop(name)
-
-    async def release(self, lease: str) -> None:
-        await self._say(f"release {lease}")
-
-    async def leases(self) -> list[SimpleNamespace]:
-        grants = tuple(self.granted.values())
-        return [SimpleNamespace(lease=path, grants=grants) for path in self.paths]
 
 
 def device(bus: int = 2, place: PciPlace | None = None) -> Hostdev:
     return Hostdev(managed=True, source=HostPlace(bus=bus, slot=0), address=place)
-
-
-def live(world: World, use: Callable[[], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with asyncio.timeout(20):
-            await use()
-            await world.hotplug.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            assert not others
-
-    asyncio.run(run())
-
-
-async def turns() -> None:
-    """Let everything go on that can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_the_broker_then_memory_then_qemu() -> None:
@@ -207,6 +58,7 @@ def test_the_broker_then_memory_then_qemu() -> None:
     live(world, use)
     assert world.said == ["add may ask", "lock /lease", "device_add hostdev0"]
     assert world.amounts == [AMOUNT]
+    assert isinstance(world.requests[0], PciRequest)
     assert world.requests[0].address == "0000:02:00.0"
     assert world.plugged == [
         {
@@ -229,6 +81,7 @@ def test_those_of_the_start_are_known() -> None:
         assert caught.value.evidence == "it is hostdev0"
         plugged = dataclasses.replace(device(2), driver_model="vfio-pci")
         assert await world.hotplug.attach(plugged, interactive=False) == "hostdev1"
+        assert isinstance(world.requests[0], PciRequest)
         assert world.requests[0].also == ("0000:01:00.0",)
         assert world.requests[0].driver == "vfio-pci"
         leaving = asyncio.ensure_future(world.hotplug.detach("0000:01:00.0", 10))
@@ -251,12 +104,11 @@ def test_a_function_of_a_card_comes_with_what_its_card_is_told() -> None:
         with pytest.raises(BusyError, match=r"has 0000:01:10\.0 already"):
             await world.hotplug.attach(world.domain.interfaces[0], interactive=False)
         assert await world.hotplug.attach(source, interactive=False) == "hostdev1"
-        emulated = World("<interface type='user'/>", leased=False).domain.interfaces[0]
-        with pytest.raises(DefinitionError, match="is no device of the host"):
-            await world.hotplug.attach(emulated, interactive=False)
+        assert world.hotplug.interfaces == ()
 
     live(world, use)
-    assert [(one.mac, one.vlan) for one in world.requests] == [("52:54:00:00:42:01", 42)]
+    asked = [(one.mac, one.vlan) for one in world.requests if isinstance(one, PciRequest)]
+    assert asked == [("52:54:00:00:42:01", 42)]
     assert [one["host"] for one in world.plugged] == ["0000:02:10.0"]
     assert world.amounts == [AMOUNT]
 
@@ -473,7 +325,7 @@ def test_a_guest_that_does_not_answer_keeps_the_device_until_it_does() -> None:
         assert world.hotplug.devices == ()
         await turns()
         assert world.said[-1] == "drop /lease pci0"
-        with pytest.raises(NotFoundError, match="no host device hostdev0"):
+        with pytest.raises(NotFoundError, match="no host device or interface hostdev0"):
             await world.hotplug.detach(name, 1)
 
     live(world, use)

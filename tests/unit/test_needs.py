@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from golden.cases import BINARY, parsed
+from sessionvirt.broker_data import TapGrant
 from sessionvirt.broker_requests import PciRequest, TapRequest
-from sessionvirt.driver import rehearsal
+from sessionvirt.descriptors import Fd
+from sessionvirt.driver import network, rehearsal
 from sessionvirt.driver.lease import broker_requests
 from sessionvirt.errors import NotFoundError
 from sessionvirt.model.addresses import MacAddress, PciAddress
 from sessionvirt.model.domain import parse_domain
-from sessionvirt.model.needs import Need, NeedKind, PciNeed, needs, pci_needs
+from sessionvirt.model.interface import Interface, InterfaceType, NicModel
+from sessionvirt.model.needs import Need, NeedKind, PciNeed, interface_need, needs, pci_needs
+from sessionvirt.model.nic import NicBackend, NicDriver
 from sessionvirt.qemu.wiring import Accelerator
 
 if TYPE_CHECKING:
@@ -32,10 +38,20 @@ pytestmark = pytest.mark.unit
 FUNCTION = MacAddress("52:54:00:11:22:06")
 
 
+def nic(queues: int = 1, **more: Any) -> Interface:
+    """A virtio interface on a network."""
+    return Interface(
+        type=InterfaceType.NETWORK,
+        network="default",
+        model=NicModel.VIRTIO,
+        driver=NicDriver(queues=queues, **more),
+    )
+
+
 def test_one_for_each_interface_in_order() -> None:
     mac = [interface.mac for interface in parsed("interfaces").value.interfaces]
     assert needs(parsed("interfaces").value) == (
-        Need(NeedKind.TAP, 0, network="default", mac=mac[0], queues=2, mtu=1400),
+        Need(NeedKind.TAP, 0, network="default", mac=mac[0], queues=2, mtu=1400, vhost=True),
         Need(NeedKind.TAP, 1, bridge="br0", mac=mac[1]),
         Need(NeedKind.USER, 2, mac=mac[2]),
         Need(NeedKind.USER, 3, mac=mac[3]),
@@ -73,7 +89,7 @@ def test_devices_are_asked_for_as_descriptors_where_one_answer_carries_them(
     """16, with the hold, the queues, and two for each device; all of them in the same way."""
     domain = dataclasses.replace(
         parsed("hostdevs").value,
-        interfaces=(dataclasses.replace(parsed("interfaces").value.interfaces[0], queues=queues),),
+        interfaces=(nic(queues),),
     )
     tap, *devices = broker_requests(domain, fds=True)
     assert isinstance(tap, TapRequest)
@@ -82,6 +98,101 @@ def test_devices_are_asked_for_as_descriptors_where_one_answer_carries_them(
     sent = [one.parameters().get("fds") for one in devices]
     assert sent == [("b", True) if fds else None] * 2
     assert not any("fds" in one.parameters() for one in broker_requests(domain))
+
+
+@pytest.mark.parametrize(
+    ("queues", "asked"),
+    [
+        ((1,), [True]),
+        ((7,), [True]),
+        ((8,), [False]),
+        ((4, 3), [True, True]),
+        ((5, 4), [True, False]),
+    ],
+)
+def test_vhost_is_asked_for_as_long_as_one_answer_has_room(
+    queues: tuple[int, ...], asked: list[bool]
+) -> None:
+    """16, with the hold and each queue once and once more. What has no room is given without."""
+    domain = dataclasses.replace(
+        parsed("minimal").value, interfaces=tuple(nic(number) for number in queues)
+    )
+    found = broker_requests(domain, vhost=True)
+    assert [isinstance(one, TapRequest) and one.vhost for one in found] == asked
+    assert not any("vhost" in one.parameters() for one in broker_requests(domain))
+
+
+def test_devices_come_as_descriptors_before_vhost_does() -> None:
+    """That is who may open a device; this is speed."""
+    domain = dataclasses.replace(parsed("hostdevs").value, interfaces=(nic(6),))
+    tap, *devices = broker_requests(domain, fds=True, vhost=True)
+    assert "vhost" not in tap.parameters()
+    assert ["fds" in one.parameters() for one in devices] == [True, True]
+    tap, *devices = broker_requests(domain, fds=False, vhost=True)
+    assert "vhost" in tap.parameters()
+
+
+@pytest.mark.parametrize(
+    ("backend", "kvm", "asked"),
+    [
+        (None, True, True),
+        (None, False, False),
+        (NicBackend.QEMU, True, False),
+        (NicBackend.VHOST, False, True),
+    ],
+)
+def test_the_document_decides_about_vhost_where_it_says_something(
+    backend: NicBackend | None,
+    kvm: bool,  # noqa: FBT001
+    asked: bool,  # noqa: FBT001
+) -> None:
+    domain = dataclasses.replace(parsed("minimal").value, interfaces=(nic(name=backend),))
+    (request,) = broker_requests(domain, vhost=kvm)
+    assert ("vhost" in request.parameters()) is asked
+    other = dataclasses.replace(domain.interfaces[0], model=NicModel.E1000E, driver=None)
+    (request,) = broker_requests(dataclasses.replace(domain, interfaces=(other,)), vhost=True)
+    assert "vhost" not in request.parameters()
+
+
+def grant(*, vhost: int) -> TapGrant:
+    """One of a queue, with so many descriptors of /dev/vhost-net; they are none's."""
+    fds = [Fd(os.open(os.devnull, os.O_RDONLY)) for _ in range(1 + vhost)]
+    words: dict[str, Any] = dict.fromkeys(("ifname", "network", "bridge"), "")
+    return TapGrant(
+        "tap0", "tap", tuple(fds[:1]), ifindex=1, mac="52:54:00:00:00:01", mtu=1500,
+        ipv4=(), ipv6=(), vhost_fds=tuple(fds[1:]), vhost=bool(vhost), **words,
+    )  # fmt: skip
+
+
+def test_vhost_that_is_insisted_on_is_there_or_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(network, "_VHOST_NET", str(tmp_path / "vhost-net"))
+    insists, silent = (interface_need(nic(name=name), 0) for name in (NicBackend.VHOST, None))
+    for vhost in (1, 0):
+        given = grant(vhost=vhost)
+        with contextlib.ExitStack() as stack:
+            for fd in given.descriptors:
+                stack.enter_context(fd)
+            found = network.tap_wiring(silent, given, stack, vhost=True)
+            assert found.vhost_fds == tuple(fd.fileno() for fd in given.vhost_fds)
+            if vhost:
+                assert network.tap_wiring(insists, given, stack, vhost=False) == found
+                continue
+            with pytest.raises(NotFoundError, match="interface 0 is to have vhost"):
+                network.tap_wiring(insists, given, stack, vhost=False)
+            # A user who may opens the node.
+            (tmp_path / "vhost-net").touch()
+            own = network.tap_wiring(insists, given, stack, vhost=False).vhost_fds
+            assert [os.readlink(f"/proc/self/fd/{fd}") for fd in own] == [
+                str(tmp_path / "vhost-net")
+            ]
+
+
+def test_a_name_that_libvirt_made_up_is_nobodys_wish() -> None:
+    for target, name in (("vnet7", None), ("macvtap0", None), ("web", "web"), (None, None)):
+        made = dataclasses.replace(nic(), target=target)
+        assert interface_need(made, 0).name == name
 
 
 @pytest.mark.parametrize(

@@ -144,10 +144,12 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
     quick.add_argument("--vcpus", type=_positive, metavar="N", help="processors (default: 1)")
     network = quick.add_mutually_exclusive_group()
     network.add_argument(
-        "--network", metavar="NAME", help="a managed network, 'user' (default), or 'none'"
+        "--network",
+        metavar="NAME[,queues=N]",
+        help="a managed network, 'user' (default), or 'none'",
     )
     network.add_argument(
-        "--bridge", metavar="BRIDGE", help="a bridge that the administrator permits"
+        "--bridge", metavar="BRIDGE[,queues=N]", help="a bridge that the administrator permits"
     )
     quick.add_argument(
         "--pci",

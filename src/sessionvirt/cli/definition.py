@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -69,10 +70,32 @@ def _from_xml(args: argparse.Namespace) -> Domain:
 def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     from sessionvirt.model.quick import QuickNetwork
 
-    if args.network == "none":
+    name, queues = _queues(args.bridge or args.network or "user")
+    if args.bridge is not None:
+        return (QuickNetwork(bridge=name, queues=queues),)
+    if name in ("none", "user") and queues > 1:
+        raise UsageError(
+            f"--network {name} has no queues", advice="write a managed network, or --bridge"
+        )
+    if name == "none":
         return ()
-    network = None if args.network == "user" else args.network
-    return (QuickNetwork(network=network, bridge=args.bridge),)
+    return (QuickNetwork(network=None if name == "user" else name, queues=queues),)
+
+
+def _queues(text: str) -> tuple[str, int]:
+    """Read ``NAME`` or ``NAME,queues=N``."""
+    name, comma, option = text.partition(",")
+    if not comma:
+        return name, 1
+    from sessionvirt.model.nic import MAX_QUEUES
+
+    found = re.fullmatch(r"queues=([0-9]{1,3})", option, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= MAX_QUEUES:
+        raise UsageError(
+            f"{option[:60]!a} cannot be said of a network",
+            advice=f"write {name},queues=N with N from 1 to {MAX_QUEUES}",
+        )
+    return name, int(found[1])
 
 
 def _devices(args: argparse.Namespace) -> tuple[PciAddress, ...]:

@@ -49,7 +49,8 @@ def _plain(lease: LeaseInfo) -> dict[str, object]:
     plain = asdict(lease)
     for grant in plain["grants"]:
         # A list has no descriptors; the key would only puzzle.
-        del grant["fds"]
+        for key in ("fds", "vhost_fds"):
+            grant.pop(key, None)
     return plain
 
 

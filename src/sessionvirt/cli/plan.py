@@ -14,6 +14,7 @@ from sessionvirt.driver.rehearsal import rehearse
 from sessionvirt.driver.settings import choose_accelerator
 from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.qemu import capabilities as qemu_capabilities
+from sessionvirt.qemu.wiring import Accelerator
 
 from . import status
 from .definition import load_domain
@@ -36,8 +37,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def _main(args: argparse.Namespace, domain: Domain) -> int:
-    command = await _command(domain)
-    requests = broker_requests(domain, with_group=args.with_group)
+    command, accelerator = await _command(domain)
+    requests = broker_requests(
+        domain, with_group=args.with_group, vhost=accelerator is Accelerator.KVM
+    )
     plan = _NOTHING
     if requests:
         from sessionvirt.broker_client import BrokerClient
@@ -61,13 +64,16 @@ def _memory(domain: Domain) -> tuple[Step, ...]:
     return (Step(words, "nothing: it ends with QEMU"),)
 
 
-async def _command(domain: Domain) -> tuple[str, ...]:
-    """Return QEMU's command line; a start that would fail fails here, too."""
+async def _command(domain: Domain) -> tuple[tuple[str, ...], Accelerator]:
+    """Return QEMU's command line, and what would run the guest.
+
+    A start that would fail fails here, too.
+    """
     arch = domain.os.arch if domain.os is not None else None
     binary = domain.emulator or qemu_capabilities.find_binary(arch)
     capabilities = await qemu_capabilities.load(binary)
     accelerator, _ = choose_accelerator(domain)
-    return rehearse(domain, capabilities, accelerator).argv
+    return rehearse(domain, capabilities, accelerator).argv, accelerator
 
 
 def _print(domain: Domain, plan: Plan, command: tuple[str, ...]) -> None:

@@ -37,6 +37,7 @@ from sessionvirt.qemu.wiring import Accelerator, Wiring
 from sessionvirt.states import INACTIVE, DomainState, check, require
 
 from .hotplug import HostDevice, HotPlug
+from .interfaces import NetworkInterface
 from .lease import broker_requests, connect_broker, let_lock_memory
 from .network import connect
 from .outcome import Outcome, Witness
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from .network import Network
 
-__all__ = ["HostDevice", "Settings", "VirtualMachine"]
+__all__ = ["HostDevice", "NetworkInterface", "Settings", "VirtualMachine"]
 
 #: Seconds for QEMU to answer after it was spawned. Generous: big guests zero their memory first.
 _LAUNCH_PATIENCE: Final = 60.0
@@ -118,6 +119,11 @@ class VirtualMachine:
         """The devices of the host that the machine has now, whether from its start or since."""
         return () if self._hotplug is None else self._hotplug.devices
 
+    @property
+    def interfaces(self) -> tuple[NetworkInterface, ...]:
+        """The interfaces that the machine has now, likewise."""
+        return () if self._hotplug is None else self._hotplug.interfaces
+
     def _set_state(self, state: DomainState) -> None:
         """The only writer of the state."""
         if state is self._state:
@@ -162,7 +168,10 @@ class VirtualMachine:
             domain = on_stdio(domain)
         capabilities, accelerator = await self._survey(domain)
         requests = broker_requests(
-            domain, with_group=settings.pci_with_group, fds=capabilities.takes_iommufd
+            domain,
+            with_group=settings.pci_with_group,
+            fds=capabilities.takes_iommufd,
+            vhost=accelerator is Accelerator.KVM,
         )
         if requests:
             from .rehearsal import rehearse
@@ -201,8 +210,10 @@ class VirtualMachine:
             monitor,
             child,
             self.network.lease,
+            joined=self.network.joined,
             free=() if self._command is None else self._command.free,
-            drivers=capabilities.devices,
+            capabilities=capabilities,
+            vhost=accelerator is Accelerator.KVM,
             with_group=settings.pci_with_group,
             broker=lambda: connect_broker(settings.bus_address),
         )
@@ -309,8 +320,9 @@ class VirtualMachine:
         if self._state is DomainState.PAUSED:
             self._set_state(DomainState.RUNNING)
 
-    async def attach(self, hostdev: HostPci, *, interactive: bool | None = None) -> str:
-        """Give the running machine a device of the host; on failure nothing of it is left.
+    async def attach(self, device: HostPci, *, interactive: bool | None = None) -> str:
+        """Give the running machine a device of the host, or an interface; on failure nothing of it
+        is left. The definition stays as it is: the next start has what that says.
 
         Cancelled, it is undone; only once QEMU makes the device, the machine has it.
 
@@ -320,18 +332,27 @@ class VirtualMachine:
         :raise SessionvirtError: as :meth:`.hotplug.HotPlug.attach` says.
         """
         asks = self.settings.interactive if interactive is None else interactive
-        return await self._plugs("attach a device").attach(hostdev, interactive=asks)
+        return await self._plugs("attach a device").attach(device, interactive=asks)
 
     async def detach(self, which: str, *, patience: float = 30.0) -> None:
-        """Take a device of the host from the machine: the guest is asked to let go.
+        """Take a device of the host or an interface from the machine: the guest is asked to let go.
 
-        :param which: its id, or its address on the host.
+        :param which: its id, its address on the host, or its MAC address.
         :param patience: seconds for the guest.
         :raise DeadlineError: it has not; the device goes back as soon as it does.
         :raise StateError: the machine does not run.
         :raise SessionvirtError: as :meth:`.hotplug.HotPlug.detach` says.
         """
         await self._plugs("detach a device").detach(which, patience)
+
+    async def set_link(self, which: str, *, up: bool) -> None:
+        """Plug an interface's cable in, or pull it out; the guest sees it.
+
+        :param which: its id, or its MAC address.
+        :raise StateError: the machine does not run.
+        :raise SessionvirtError: as :meth:`.hotplug.HotPlug.set_link` says.
+        """
+        await self._plugs("change a link").set_link(which, up=up)
 
     def _plugs(self, what: str) -> HotPlug:
         require(self._state, DomainState.RUNNING, DomainState.PAUSED, what=what)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from sessionvirt.broker_client import BrokerClient
+    from sessionvirt.broker_data import Grant as Told
     from sessionvirt.broker_data import Lease
-    from sessionvirt.broker_requests import PciRequest
+    from sessionvirt.broker_requests import Request
     from sessionvirt.qemu.process import Child
     from sessionvirt.qemu.qmp import Monitor
 
-__all__ = ["Connect", "Grant", "Grants"]
+__all__ = ["Connect", "Grant", "Grants", "Taken"]
 
 #: Connects to the broker.
 Connect: TypeAlias = "Callable[[], Awaitable[BrokerClient]]"
@@ -44,6 +45,17 @@ class Grant:
 
     lease: str
     id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What was given for a device.
+
+    :param told: what the broker says of it; the descriptors are open as long as they are needed.
+    """
+
+    grant: Grant
+    told: Told
 
 
 class Grants:
@@ -74,65 +86,78 @@ class Grants:
 
     @contextlib.asynccontextmanager
     async def taking(
-        self, request: PciRequest, amount: int, *, interactive: bool
-    ) -> AsyncIterator[Grant]:
+        self, request: Request, *, interactive: bool, lock: int = 0
+    ) -> AsyncIterator[Taken]:
         """Take a device; it is given back when what is done with it inside fails.
 
-        :param amount: the bytes that QEMU has to be able to lock with it.
         :param interactive: the broker may show a prompt.
+        :param lock: the bytes that QEMU has to be able to lock with it.
         :raise StateError: QEMU has ended.
         :raise SessionvirtError: whatever the broker says.
         """
         async with await self._broker() as client, contextlib.AsyncExitStack() as undo:
-            grant = await self._take(client, request, undo, interactive=interactive)
-            await self._lock_memory(client, grant, amount)
-            self._held.add(grant)
-            undo.callback(self._held.discard, grant)
-            yield grant
-            undo.pop_all()
+            # Ours are closed on every way out; QEMU has copies by then.
+            with contextlib.ExitStack() as ours:
+                taken = await self._take(client, request, undo, ours, interactive=interactive)
+                if lock:
+                    await self._lock_memory(client, taken.grant, lock)
+                self._held.add(taken.grant)
+                undo.callback(self._held.discard, taken.grant)
+                yield taken
+                undo.pop_all()
 
     async def _take(
         self,
         client: BrokerClient,
-        request: PciRequest,
+        request: Request,
         undo: contextlib.AsyncExitStack,
+        ours: contextlib.ExitStack,
         *,
         interactive: bool,
-    ) -> Grant:
+    ) -> Taken:
         lease = self._lease
         if lease is not None:
             try:
-                (grant,) = await client.add(lease, (request,), interactive=interactive)
+                (told,) = await client.add(lease, (request,), interactive=interactive)
             except asyncio.CancelledError:
-                # The broker may have done it already, and its answer is lost.
-                self._spawn(self._return_strays(lease, request.address))
+                # The broker may have done it already, and its answer is lost. A TAP is gone with
+                # the last of its descriptors, and its grant with it.
+                from sessionvirt.broker_requests import PciRequest
+
+                if isinstance(request, PciRequest):
+                    self._spawn(self._return_strays(lease, request.address))
                 raise
             except NotFoundError:
                 # A lease ends with its last device, where the host has pulled that one out.
                 if any(one.lease == lease for one in await client.leases()):
                     raise
             else:
-                added = Grant(lease, grant.id)
+                for fd in told.descriptors:
+                    ours.enter_context(fd)
+                added = Grant(lease, told.id)
                 undo.push_async_callback(self._drop_quietly, client, added)
-                return added
-        return await self._take_first(client, request, undo, interactive=interactive)
+                return Taken(added, told)
+        return await self._take_first(client, request, undo, ours, interactive=interactive)
 
     async def _take_first(
         self,
         client: BrokerClient,
-        request: PciRequest,
+        request: Request,
         undo: contextlib.AsyncExitStack,
+        ours: contextlib.ExitStack,
         *,
         interactive: bool,
-    ) -> Grant:
+    ) -> Taken:
         """Make a lease for it, which is QEMU's from then on."""
         self._holds += 1
         hold = f"hold{self._holds}"
-        with await client.acquire((request,), self._vm, interactive=interactive) as lease:
-            undo.push_async_callback(self._release_quietly, client, lease.path, hold)
-            await self._monitor.give(lease.hold.fileno(), hold)
-            self._lease = lease.path
-            return Grant(lease.path, lease.grants[0].id)
+        lease = await client.acquire((request,), self._vm, interactive=interactive)
+        ours.enter_context(lease)
+        undo.push_async_callback(self._release_quietly, client, lease.path, hold)
+        await self._monitor.give(lease.hold.fileno(), hold)
+        self._lease = lease.path
+        (told,) = lease.grants
+        return Taken(Grant(lease.path, told.id), told)
 
     async def _lock_memory(self, client: BrokerClient, grant: Grant, amount: int) -> None:
         try:
@@ -145,16 +170,22 @@ class Grants:
 
     # --- giving back
 
-    def give_back(self, grant: Grant) -> asyncio.Task[None]:
+    def give_back(
+        self, grant: Grant | None, first: Coroutine[object, object, None] | None = None
+    ) -> asyncio.Task[None]:
         """Give back what QEMU has no more.
 
-        The broker dropped it already where the host has pulled the device out. Where QEMU has it
-        open for a moment longer, the broker waits for that by itself, and says nothing.
+        The broker dropped it already where the host has pulled the device out, or where it was a
+        TAP and QEMU had its last descriptor. Where QEMU has it open for a moment longer, the broker
+        waits for that by itself, and says nothing.
 
+        :param grant: None: it was not the broker's.
+        :param first: what is to be done before; if it fails, the rest is done nevertheless.
         :return: may be waited for, and need not be.
         """
-        self._held.discard(grant)
-        return self._spawn(self._give_back(grant))
+        if grant is not None:
+            self._held.discard(grant)
+        return self._spawn(self._give_back(grant, first))
 
     async def close(self) -> None:
         """Note that QEMU has ended, with which everything goes back."""
@@ -166,10 +197,25 @@ class Grants:
         if late:
             await asyncio.wait(late)
 
-    async def _give_back(self, grant: Grant) -> None:
+    async def _give_back(
+        self, grant: Grant | None, first: Coroutine[object, object, None] | None
+    ) -> None:
+        try:
+            if first is not None:
+                await first
+        finally:
+            if grant is not None:
+                await self._return(grant)
+
+    async def _return(self, grant: Grant) -> None:
         async with await self._broker() as client:
-            with contextlib.suppress(NotFoundError):
-                await client.drop(grant.lease, (grant.id,))
+            # Looked at first, for what is asked in vain is a refusal in the host's journal.
+            found = [info for info in await client.leases() if info.lease == grant.lease]
+            if not found and self._lease == grant.lease:
+                self._lease = None
+            if any(grant.id == one.id for info in found for one in info.grants):
+                with contextlib.suppress(NotFoundError):
+                    await client.drop(grant.lease, (grant.id,))
 
     async def _return_strays(self, lease: str, address: str) -> None:
         """Drop the grant of a call that nobody read the answer of."""

@@ -17,11 +17,12 @@ from sessionvirt.qemu.process import describe_exit
 
 if TYPE_CHECKING:
     from sessionvirt.broker_client import BrokerClient
-    from sessionvirt.broker_requests import Request
+    from sessionvirt.broker_requests import Request, TapRequest
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.needs import Need
     from sessionvirt.qemu.process import Child
 
-__all__ = ["broker_requests", "connect_broker", "let_lock_memory"]
+__all__ = ["broker_requests", "connect_broker", "let_lock_memory", "tap_request"]
 
 
 async def connect_broker(bus_address: str | None) -> BrokerClient:
@@ -35,40 +36,66 @@ async def connect_broker(bus_address: str | None) -> BrokerClient:
 
 
 def broker_requests(
-    domain: Domain, *, with_group: bool = False, fds: bool = False
+    domain: Domain, *, with_group: bool = False, fds: bool = False, vhost: bool = False
 ) -> tuple[Request, ...]:
     """Return what the broker has to be asked for, TAPs first; empty: it need not be asked.
 
     :param with_group: with each device of the host all others of its isolation group may go along.
     :param fds: QEMU takes the devices as descriptors. They are asked for so where the answer can
         carry them with everything else.
+    :param vhost: the kernel is to move packets where a document is silent about it. Its descriptors
+        are asked for as long as there is room for more: they make a machine faster, not another.
     """
     taps = [need for need in needs(domain) if need.kind is NeedKind.TAP]
     devices = pci_needs(domain)
     if not taps and not devices:
         return ()
-    from sessionvirt.broker_requests import FDS_PER_ANSWER, FDS_PER_DEVICE, PciRequest, TapRequest
+    from sessionvirt.broker_requests import FDS_PER_ANSWER, FDS_PER_DEVICE, PciRequest
 
     # And the hold.
     needed = 1 + sum(need.queues for need in taps) + FDS_PER_DEVICE * len(devices)
+    as_descriptors = fds and needed <= FDS_PER_ANSWER
+    left = FDS_PER_ANSWER - needed
+    if devices and not as_descriptors:
+        left += FDS_PER_DEVICE * len(devices)
+    asked: list[TapRequest] = []
+    for need in taps:
+        asked.append(tap_request(need, vhost=vhost, room=left))
+        left -= asked[-1].descriptors - need.queues
     return (
-        *(
-            TapRequest(network=need.network, bridge=need.bridge, mac=need.mac, queues=need.queues)
-            for need in taps
-        ),
+        *asked,
         *(
             PciRequest(
                 address=str(need.address),
                 with_group=with_group,
                 also=tuple(map(str, need.also)),
                 managed=need.managed,
-                fds=fds and needed <= FDS_PER_ANSWER,
+                fds=as_descriptors,
                 driver=need.driver,
                 mac=need.mac,
                 vlan=need.vlan,
             )
             for need in devices
         ),
+    )
+
+
+def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest:
+    """What is asked for an interface on a network or bridge.
+
+    :param vhost: as of :func:`broker_requests`.
+    :param room: how many descriptors more than the queues the answer can carry.
+    """
+    from sessionvirt.broker_requests import TapRequest
+
+    wanted = vhost if need.vhost is None else need.vhost
+    return TapRequest(
+        network=need.network,
+        bridge=need.bridge,
+        mac=need.mac,
+        queues=need.queues,
+        vhost=wanted and need.queues <= room,
+        name=need.name,
     )
 
 

@@ -37,26 +37,45 @@ if TYPE_CHECKING:
     from sessionvirt.broker_data import Lease, TapGrant
     from sessionvirt.broker_requests import Request
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.needs import Need
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.wiring import InterfaceWiring
 
-__all__ = ["Network", "connect", "default_mac", "find_passt"]
+__all__ = [
+    "Joined", "Network", "connect", "default_mac", "find_passt", "join_user", "tap_wiring",
+]  # fmt: skip
 
 _VHOST_NET = "/dev/vhost-net"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One interface's other end.
+
+    :param tap: what the broker gave; None: it was not asked.
+    :param helper: the process that is its network; None: there is none.
+    """
+
+    wiring: InterfaceWiring
+    tap: TapGrant | None = None
+    helper: Child | None = None
 
 
 @dataclass(frozen=True)
 class Network:
     """The interfaces of one start.
 
-    :param wirings: one for each interface, in order.
+    :param joined: one for each interface, in order.
     :param lease: what the broker granted; None where it was not asked.
-    :param helpers: the processes at the other ends.
     """
 
-    wirings: tuple[InterfaceWiring, ...]
+    joined: tuple[Joined, ...]
     lease: Lease | None
-    helpers: tuple[Child, ...] = ()
+
+    @property
+    def wirings(self) -> tuple[InterfaceWiring, ...]:
+        """One for each interface, in order."""
+        return tuple(one.wiring for one in self.joined)
 
     @property
     def hold_fds(self) -> tuple[int, ...]:
@@ -81,8 +100,8 @@ class Network:
 
         :raise LaunchError: one does not.
         """
-        for helper in self.helpers:
-            if helper.returncode is not None:
+        for helper in (one.helper for one in self.joined):
+            if helper is not None and helper.returncode is not None:
                 raise LaunchError(
                     f"{helper.command[0]} {describe_exit(helper.returncode)}, so the guest would "
                     "have no network",
@@ -117,7 +136,7 @@ async def connect(
     :param requests: the domain's, to the broker, its TAPs in order among them.
     :param resources: gets what has to live as long as QEMU.
     :param handed_over: gets the descriptors that QEMU inherits; to be closed when it has.
-    :param vhost: let the kernel move the packets, where the user may open /dev/vhost-net.
+    :param vhost: let the kernel move the packets, where it can and no document says otherwise.
     :param interactive: the broker may show a prompt.
     :param bus_address: of the system bus; by default the usual one.
     :raise SessionvirtError: whatever the broker or passt says.
@@ -128,29 +147,53 @@ async def connect(
             lease = await client.acquire(requests, domain.name, interactive=interactive)
         handed_over.callback(lease.close)
     taps = iter(lease.taps if lease is not None else ())
-    wirings: list[InterfaceWiring] = []
-    helpers: list[Child] = []
+    joined: list[Joined] = []
     for need in needs(domain):
         if need.kind is NeedKind.TAP:
-            wirings.append(_tap(next(taps), handed_over, vhost=vhost))
+            grant = next(taps)
+            joined.append(Joined(tap_wiring(need, grant, handed_over, vhost=vhost), grant))
             continue
-        mac = need.mac or default_mac(domain.name, need.interface)
-        passt = find_passt(capabilities)
-        if passt is None:
-            wirings.append(UserWiring(mac))
-        else:
-            helper, fd = _start_passt(passt, handed_over)
-            helpers.append(await resources.enter_async_context(helper))
-            wirings.append(PasstWiring(fd, mac))
-    return Network(tuple(wirings), lease, tuple(helpers))
+        joined.append(join_user(need, domain.name, capabilities, handed_over))
+        if (helper := joined[-1].helper) is not None:
+            await resources.enter_async_context(helper)
+    return Network(tuple(joined), lease)
 
 
-def _tap(grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
-    vhost_fds: list[int] = []
-    if vhost and os.access(_VHOST_NET, os.R_OK | os.W_OK):
+def join_user(need: Need, vm: str, capabilities: Capabilities, handed_over: ExitStack) -> Joined:
+    """Make a user-mode interface; the helper, if it has one, is the caller's.
+
+    :param handed_over: as of :func:`connect`.
+    """
+    mac = need.mac or default_mac(vm, need.interface)
+    passt = find_passt(capabilities)
+    if passt is None:
+        return Joined(UserWiring(mac))
+    helper, fd = _start_passt(passt, handed_over)
+    return Joined(PasstWiring(fd, mac), helper=helper)
+
+
+def tap_wiring(need: Need, grant: TapGrant, handed_over: ExitStack, *, vhost: bool) -> TapWiring:
+    """What QEMU is told of a TAP.
+
+    The descriptors of /dev/vhost-net come from the broker. Where they did not fit into its answer,
+    a user who may opens them here.
+
+    :param vhost: as of :func:`connect`.
+    :raise NotFoundError: the document insists on vhost, and there is none.
+    """
+    vhost_fds = [fd.fileno() for fd in grant.vhost_fds]
+    wanted = vhost if need.vhost is None else need.vhost
+    if wanted and not vhost_fds and os.access(_VHOST_NET, os.R_OK | os.W_OK):
         for _ in grant.fds:
             fd = handed_over.enter_context(Fd(os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC)))
             vhost_fds.append(fd.fileno())
+    if need.vhost and not vhost_fds:
+        raise NotFoundError(
+            f"interface {need.interface} is to have vhost, and it cannot",
+            evidence=f"the broker gave no descriptor of {_VHOST_NET}, and you may not open it",
+            advice="write no name='vhost', which is used anyway where it can be; 'modprobe "
+            "vhost_net' shows whether this host has it, and one start has at most 16 descriptors",
+        )
     return TapWiring(
         fds=tuple(fd.fileno() for fd in grant.fds),
         mac=parse_mac(grant.mac),

@@ -19,6 +19,7 @@ from .devices import (
     DiskIo,
 )
 from .interface import Interface, InterfaceType, LinkState, NicModel, host_devices
+from .nic import NicBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .hostdev import Hostdev
     from .interface import HostPci
 
-__all__ = ["check_domain", "check_hostdev"]
+__all__ = ["check_domain", "check_hostdev", "check_interface"]
 
 V = TypeVar("V")
 
@@ -57,7 +58,7 @@ def check_domain(domain: Domain) -> None:
     _differ("SATA port", ((disk.index, disk.at("target/@dev")) for disk in sata), "another target")
     _differ("target", ((disk.target, disk.at("target/@dev")) for disk in domain.disks), "vda")
     for interface in domain.interfaces:
-        _interface(interface)
+        check_interface(interface)
     macs = ((nic.mac, nic.at("mac/@address")) for nic in domain.interfaces if nic.mac is not None)
     _differ("MAC address", macs, "one that is not used yet, or leave <mac> out")
     _hostdevs(domain)
@@ -167,7 +168,11 @@ def _disk(disk: Disk) -> None:
         )
 
 
-def _interface(nic: Interface) -> None:
+def check_interface(nic: Interface) -> None:
+    """Refuse an interface that contradicts itself, whatever else the machine has.
+
+    :raise DefinitionError: as of :func:`check_domain`.
+    """
     wanted = {
         InterfaceType.NETWORK: ("network", nic.network),
         InterfaceType.BRIDGE: ("bridge", nic.bridge),
@@ -202,10 +207,33 @@ def _emulated_interface(nic: Interface) -> None:
     ):
         if said:
             nic.at(path).refuse(f"does not go with type='{nic.type}'", hostdev)
+    _driver(nic)
+
+
+def _driver(nic: Interface) -> None:
     if nic.queues > 1 and (nic.model is not NicModel.VIRTIO or nic.type is InterfaceType.USER):
         nic.at("driver/@queues").refuse(
             "only a virtio interface on a network or bridge can have several queues",
             "Add <model type='virtio'/>, or leave queues out.",
+        )
+    driver = nic.driver
+    if driver is None:
+        return
+    if driver.name is NicBackend.VFIO:
+        nic.at("driver/@name").refuse(
+            f"does not go with type='{nic.type}'", "Write type='hostdev', or leave it out."
+        )
+    if nic.type is InterfaceType.USER and driver.name is NicBackend.VHOST:
+        nic.at("driver/@name").refuse(
+            "the kernel moves no packets of a user-mode network", "Leave name='vhost' out."
+        )
+    # name='qemu' says what any other card does anyway.
+    if nic.model is not NicModel.VIRTIO and (
+        driver.name is NicBackend.VHOST or any(v is not None for v in driver.properties().values())
+    ):
+        nic.at("driver").refuse(
+            "says how a virtio interface works, and this is none",
+            "Add <model type='virtio'/>, or remove <driver>.",
         )
 
 
@@ -215,6 +243,7 @@ def _host_interface(nic: Interface) -> None:
         (nic.queues > 1, "driver/@queues"),
         (nic.mtu is not None, "mtu/@size"),
         (nic.link is LinkState.DOWN, "link/@state"),
+        (nic.driver is not None and nic.driver.is_of_a_card, "driver"),
     ):
         if said:
             nic.at(path).refuse(
@@ -251,7 +280,7 @@ def check_hostdev(hostdev: HostPci) -> None:
     :raise DefinitionError: as of :func:`check_domain`.
     """
     if isinstance(hostdev, Interface):
-        _interface(hostdev)
+        check_interface(hostdev)
         if not hostdev.is_hostdev:
             hostdev.where.refuse(
                 f"type='{hostdev.type}' is no device of the host", "Write type='hostdev'."

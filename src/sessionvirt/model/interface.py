@@ -8,15 +8,17 @@ backend.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from sessionvirt.xmlmap import Element, attr, child, children, kept, mapped
+from sessionvirt.xmlmap import Element, attr, child, children, mapped
 from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Text, YesNo
 
 from .addresses import parse_mac
 from .devices import ORDER, Device
 from .hostdev import Hostdev, HostPlace
+from .nic import NicDriver
 
 if TYPE_CHECKING:
     from .addresses import MacAddress, PciAddress
@@ -76,7 +78,7 @@ class Interface(Device):
     :param managed: as of a host device, with the type hostdev, and so is ``source``.
     :param vlan: with the type hostdev; where silent, what an administrator has set.
     :param rom_bar: as of a host device, with every type, and so is ``rom_file``.
-    :param tap: the name that libvirt would give the TAP device; the broker chooses its own.
+    :param target: what people call the TAP, whose first name is the broker's.
     """
 
     type: InterfaceType = attr("@type", Choice(InterfaceType), required=True)
@@ -89,13 +91,28 @@ class Interface(Device):
     vlan: Vlan | None = child("vlan", Vlan)
     mac: MacAddress | None = attr("mac/@address", Mac)
     model: NicModel | None = attr("model/@type", Choice(NicModel))
-    queues: int = attr("driver/@queues", Integer(1, 256), default=1)
+    driver: NicDriver | None = child("driver", NicDriver)
     mtu: int | None = attr("mtu/@size", Integer(68, 65535))
     link: LinkState = attr("link/@state", Choice(LinkState), default=LinkState.UP)
     rom_bar: bool | None = attr("rom/@bar", OnOff)
     rom_file: str | None = attr("rom/@file", Text)
     boot_order: int | None = attr("boot/@order", ORDER)
-    tap: None = kept("target")
+    target: str | None = attr(
+        "target/@dev",
+        Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", "letters, digits and _ . -, at most 15"),
+    )
+
+    @property
+    def queues(self) -> int:
+        """Pairs of queues: 1 where the document is silent."""
+        return self.driver.queues or 1 if self.driver is not None else 1
+
+    @property
+    def name(self) -> str | None:
+        """The target, where a person chose it: libvirt fills in one that begins so, and ignores it
+        when it reads one (VIR_NET_GENERATED_VNET_PREFIX and its like, src/util/virnetdev.h)."""
+        generated = self.target is not None and re.match("vnet|vif|macvtap|macvlan", self.target)
+        return None if generated else self.target
 
     @property
     def is_hostdev(self) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .interface import Interface, InterfaceType, host_devices
+from .interface import Interface, InterfaceType, NicModel, host_devices
+from .nic import NicBackend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .interface import HostPci
 
-__all__ = ["Need", "NeedKind", "PciNeed", "needs", "pci_need", "pci_needs"]
+__all__ = [
+    "Need", "NeedKind", "PciNeed", "interface_need", "needs", "pci_need", "pci_needs",
+]  # fmt: skip
 
 
 class NeedKind(StrEnum):
@@ -36,6 +39,9 @@ class Need:
     :param bridge: a bridge's name; else None. For a TAP exactly one of the two is there.
     :param mac: the address the document asks for; None: any.
     :param mtu: bytes; None: the network's.
+    :param vhost: True: the host's kernel has to move its packets; False: it must not, or the model
+        knows no such thing; None: it may.
+    :param name: what people call the TAP; None: nothing of their own.
     """
 
     kind: NeedKind
@@ -45,26 +51,36 @@ class Need:
     mac: MacAddress | None = None
     queues: int = 1
     mtu: int | None = None
+    vhost: bool | None = False
+    name: str | None = None
 
 
 def needs(domain: Domain) -> tuple[Need, ...]:
     """One need for each emulated interface, in order; the wiring answers them in the same."""
-    found = []
-    for index, nic in enumerate(domain.interfaces):
-        if nic.is_hostdev:
-            continue
-        found.append(
-            Need(
-                NeedKind.USER if nic.type is InterfaceType.USER else NeedKind.TAP,
-                index,
-                network=nic.network if nic.type is InterfaceType.NETWORK else None,
-                bridge=nic.bridge if nic.type is InterfaceType.BRIDGE else None,
-                mac=nic.mac,
-                queues=nic.queues,
-                mtu=nic.mtu,
-            )
-        )
-    return tuple(found)
+    numbered = enumerate(domain.interfaces)
+    return tuple(interface_need(nic, index) for index, nic in numbered if not nic.is_hostdev)
+
+
+def interface_need(nic: Interface, index: int) -> Need:
+    """One interface's.
+
+    :param index: what is counted as of the domain's, where it comes later.
+    """
+    if nic.type is InterfaceType.USER:
+        return Need(NeedKind.USER, index, mac=nic.mac, mtu=nic.mtu)
+    backend = nic.driver.name if nic.driver is not None else None
+    vhost = None if backend is None else backend is NicBackend.VHOST
+    return Need(
+        NeedKind.TAP,
+        index,
+        network=nic.network if nic.type is InterfaceType.NETWORK else None,
+        bridge=nic.bridge if nic.type is InterfaceType.BRIDGE else None,
+        mac=nic.mac,
+        queues=nic.queues,
+        mtu=nic.mtu,
+        vhost=vhost if nic.model is NicModel.VIRTIO else False,
+        name=nic.name,
+    )
 
 
 @dataclass(frozen=True)

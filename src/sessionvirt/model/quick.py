@@ -27,6 +27,7 @@ from .devices import (
 from .domain import Boot, BootDevice, Cpu, CpuMode, Domain, Features, Os
 from .hostdev import Hostdev, HostPlace
 from .interface import Interface, InterfaceType, NicModel
+from .nic import NicDriver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,10 +66,14 @@ class QuickDisk:
 
 @dataclass(frozen=True)
 class QuickNetwork:
-    """One interface: a managed network, a bridge, or (neither) user mode."""
+    """One interface: a managed network, a bridge, or (neither) user mode.
+
+    :param queues: pairs of queues; not for user mode.
+    """
 
     network: str | None = None
     bridge: str | None = None
+    queues: int = 1
 
 
 def disk_format(path: Path) -> DiskFormat:
@@ -160,7 +165,11 @@ def _interface(network: QuickNetwork) -> Interface:
     else:
         kind = InterfaceType.USER
     return Interface(
-        type=kind, network=network.network, bridge=network.bridge, model=NicModel.VIRTIO
+        type=kind,
+        network=network.network,
+        bridge=network.bridge,
+        model=NicModel.VIRTIO,
+        driver=NicDriver(queues=network.queues) if network.queues > 1 else None,
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.model.interface import NicModel
@@ -13,12 +14,15 @@ from .option import structured
 from .wiring import PasstWiring, TapWiring, UserWiring
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sessionvirt.model.interface import Interface
 
     from .board import Board
+    from .pci import Place
     from .wiring import InterfaceWiring
 
-__all__ = ["interface_arguments"]
+__all__ = ["Plug", "backend_id", "interface_arguments", "interface_plug", "plug_model"]
 
 _DRIVER: Final = {
     NicModel.VIRTIO: "virtio-net-pci",
@@ -28,6 +32,7 @@ _DRIVER: Final = {
 }
 #: libvirt's order where the document names no model: by how many old guests have a driver.
 _DEFAULTS: Final = (NicModel.RTL8139, NicModel.E1000, NicModel.VIRTIO)
+_EXPRESS: Final = (NicModel.E1000E, NicModel.VIRTIO)
 _LEGACY: Final = (NicModel.RTL8139, NicModel.E1000)
 _ETHERNET_MTU: Final = 1500
 
@@ -42,10 +47,82 @@ def interface_arguments(board: Board) -> list[str]:
     for (index, nic), wiring in zip(emulated, board.wiring.interfaces, strict=True):
         if nic.mac is not None and nic.mac != wiring.mac:
             raise ValueError(f"interface {index} is {nic.mac}, its wiring {wiring.mac}")
-        model = _model(board, nic)
-        arguments += _backend(board, nic, f"host{interface_id(index)}", wiring, model)
-        arguments += _device(board, nic, index, wiring, model)
+        model, name = _model(board, nic), interface_id(index)
+        backend = _backend(name, wiring, model)
+        kind = str(backend["type"])
+        board.require("network backend", kind, board.capabilities.netdevs, nic.where)
+        properties = _properties(nic, name, wiring, model)
+        place = board.pci.place(nic, legacy=model in _LEGACY)
+        device = board.device(_DRIVER[model], name, nic.where, properties | place)
+        arguments += ["-netdev", structured(backend), *device]
     return arguments
+
+
+@dataclass(frozen=True)
+class Plug:
+    """An interface that comes while the machine runs.
+
+    :param backend: the arguments of ``netdev_add``.
+    :param device: of ``device_add``, after it.
+    """
+
+    backend: Mapping[str, object]
+    device: Mapping[str, object]
+
+
+def plug_model(nic: Interface, place: Place, drivers: frozenset[str]) -> NicModel:
+    """The model of one that comes while the machine runs.
+
+    At a root port of q35 there is no conventional PCI, so where the document names none, it is
+    libvirt's order without that.
+
+    :param drivers: what the QEMU that runs has.
+    :raise DefinitionError: it cannot come there, or QEMU has it not.
+    """
+    at_port = place.number > 0
+    if at_port and nic.model in _LEGACY:
+        nic.at("model/@type").refuse(
+            f"an {nic.model} is conventional PCI, and a root port takes none",
+            "Write <model type='e1000e'/> or <model type='virtio'/>.",
+        )
+    order = _EXPRESS if at_port else _DEFAULTS
+    model = nic.model or next((one for one in order if _DRIVER[one] in drivers), NicModel.VIRTIO)
+    if _DRIVER[model] not in drivers:
+        nic.where.refuse(
+            f"the QEMU that runs has no device '{_DRIVER[model]}'",
+            "Write another model, or install a QEMU that has it and start anew.",
+        )
+    return model
+
+
+def interface_plug(
+    nic: Interface,
+    name: str,
+    wiring: InterfaceWiring,
+    model: NicModel,
+    place: Place,
+    given: Mapping[int, str],
+) -> Plug:
+    """The commands for one that comes while the machine runs.
+
+    :param given: by which name QEMU was given each descriptor of the wiring.
+    :raise DefinitionError: the network does not carry what it asks for.
+    """
+    device = {
+        "driver": _DRIVER[model],
+        "id": name,
+        "bootindex": nic.boot_order,
+        **_properties(nic, name, wiring, model),
+        "bus": place.bus,
+        "addr": place.addr,
+    }
+    present = {key: value for key, value in device.items() if value is not None}
+    return Plug(_backend(name, wiring, model, given), present)
+
+
+def backend_id(name: str) -> str:
+    """The ``-netdev`` id of the interface with this ``-device`` id."""
+    return f"host{name}"
 
 
 def _model(board: Board, nic: Interface) -> NicModel:
@@ -56,47 +133,48 @@ def _model(board: Board, nic: Interface) -> NicModel:
 
 
 def _backend(
-    board: Board, nic: Interface, name: str, wiring: InterfaceWiring, model: NicModel
-) -> list[str]:
-    values: dict[str, object]
+    name: str,
+    wiring: InterfaceWiring,
+    model: NicModel,
+    given: Mapping[int, str] | None = None,
+) -> dict[str, object]:
+    def words(*fds: int) -> str:
+        return ":".join(str(fd) if given is None else given[fd] for fd in fds)
+
+    values: dict[str, object] = {"type": "tap", "id": backend_id(name)}
     match wiring:
         case TapWiring():
             # One queue has words of its own: with "fds" QEMU takes even one as multiqueue.
             single = len(wiring.fds) == 1
-            values = {"type": "tap", "id": name, "fd" if single else "fds": _list(wiring.fds)}
+            values["fd" if single else "fds"] = words(*wiring.fds)
             if wiring.vhost_fds and model is NicModel.VIRTIO:
                 word = "vhostfd" if single else "vhostfds"
-                values |= {"vhost": True, word: _list(wiring.vhost_fds)}
+                values |= {"vhost": True, word: words(*wiring.vhost_fds)}
         case PasstWiring():
-            address = {"type": "fd", "str": str(wiring.fd)}
-            values = {"type": "stream", "id": name, "server": False, "addr": address}
+            address = {"type": "fd", "str": words(wiring.fd)}
+            values |= {"type": "stream", "server": False, "addr": address}
         case UserWiring():
-            values = {"type": "user", "id": name}
-    board.require("network backend", str(values["type"]), board.capabilities.netdevs, nic.where)
-    return ["-netdev", structured(values)]
+            values["type"] = "user"
+    return values
 
 
-def _list(fds: tuple[int, ...]) -> str:
-    return ":".join(str(fd) for fd in fds)
-
-
-def _device(
-    board: Board, nic: Interface, index: int, wiring: InterfaceWiring, model: NicModel
-) -> list[str]:
-    name = interface_id(index)
-    properties: dict[str, object] = {"netdev": f"host{name}", "mac": wiring.mac}
+def _properties(
+    nic: Interface, name: str, wiring: InterfaceWiring, model: NicModel
+) -> dict[str, object]:
+    properties: dict[str, object] = {"netdev": backend_id(name), "mac": wiring.mac}
+    mtu = _mtu(nic, wiring)
     if model is NicModel.VIRTIO:
-        properties["host_mtu"] = _mtu(nic, wiring)
+        properties["host_mtu"] = mtu
         if isinstance(wiring, TapWiring) and len(wiring.fds) > 1:
             # A vector for each direction of each queue, one for control, one for changes.
             properties |= {"mq": True, "vectors": 2 * len(wiring.fds) + 2}
-    properties |= rom_properties(nic)
-    place = board.pci.place(nic, legacy=model in _LEGACY)
-    return board.device(_DRIVER[model], name, nic.where, properties | place)
+        if nic.driver is not None:
+            properties |= nic.driver.properties()
+    return properties | rom_properties(nic)
 
 
 def _mtu(nic: Interface, wiring: InterfaceWiring) -> int | None:
-    """What the guest is told; None: nothing, which means 1500."""
+    """What the guest is told, if it can be; None: nothing, which means 1500."""
     offered = wiring.mtu if isinstance(wiring, TapWiring) else None
     if nic.mtu is not None and offered is not None and nic.mtu > offered:
         nic.at("mtu/@size").refuse(

@@ -42,6 +42,11 @@ class TapWiring:
     mtu: int
     vhost_fds: tuple[int, ...] = ()
 
+    @property
+    def passed_fds(self) -> tuple[int, ...]:
+        """Every descriptor that QEMU must have."""
+        return (*self.fds, *self.vhost_fds)
+
 
 @dataclass(frozen=True)
 class PasstWiring:
@@ -50,12 +55,22 @@ class PasstWiring:
     fd: int
     mac: MacAddress
 
+    @property
+    def passed_fds(self) -> tuple[int, ...]:
+        """As of a TAP."""
+        return (self.fd,)
+
 
 @dataclass(frozen=True)
 class UserWiring:
     """QEMU's own user-mode network (slirp)."""
 
     mac: MacAddress
+
+    @property
+    def passed_fds(self) -> tuple[int, ...]:
+        """As of a TAP: none."""
+        return ()
 
 
 InterfaceWiring = TapWiring | PasstWiring | UserWiring
@@ -93,13 +108,7 @@ class Wiring:
         """Every descriptor that the child must inherit."""
         fds = [self.qmp_fd]
         for wiring in self.interfaces:
-            match wiring:
-                case TapWiring():
-                    fds += [*wiring.fds, *wiring.vhost_fds]
-                case PasstWiring():
-                    fds.append(wiring.fd)
-                case UserWiring():
-                    pass
+            fds += wiring.passed_fds
         if self.hostdevs is not None:
             fds += [self.hostdevs.iommufd, *self.hostdevs.devices]
         return tuple(fds)

@@ -106,6 +106,7 @@ def real_time() -> None:
 ATTEMPTS: dict[str, Callable[[], object]] = {
     # What it needs.
     "open /dev/net/tun": tap,
+    "open /dev/vhost-net": lambda: os.close(os.open("/dev/vhost-net", os.O_RDWR)),
     "write /run/sessionvirt-broker": lambda: created(f"{os.environ['RUNTIME_DIRECTORY']}/probe"),
     "set forwarding": lambda: written("/proc/sys/net/ipv4/conf/lo/forwarding", "0"),
     "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close(),

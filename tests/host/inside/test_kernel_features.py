@@ -252,19 +252,20 @@ def until_gateway_answers(tap: Tap, gateway: str) -> list[frames.Packet]:
 
 # vhost-net
 
+MODULE = Path("/sys/module/vhost_net")
+FORBIDDEN = Path("/etc/modprobe.d/sessionvirt-test.conf")
+
 
 @contextlib.contextmanager
-def with_kvm(user: User, argv: list[str], *fds: int) -> Iterator[subprocess.Popen[str]]:
-    """A program of a user who is in the group kvm, to which udev gives /dev/vhost-net."""
-    import grp
-
+def child(user: User, argv: list[str], *fds: int) -> Iterator[subprocess.Popen[str]]:
+    """A program of a user who is in no group but their own."""
     process = subprocess.Popen(
         argv,
         cwd="/",
         env=user.environment,
         user=user.uid,
         group=user.gid,
-        extra_groups=[grp.getgrnam("kvm").gr_gid],
+        extra_groups=[],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -278,28 +279,51 @@ def with_kvm(user: User, argv: list[str], *fds: int) -> Iterator[subprocess.Pope
             process.kill()
 
 
-def test_the_filter_holds_for_vhost_net(pair: Held) -> None:
+def test_the_filter_holds_for_vhost_net() -> None:
     """What the kernel's vhost thread sends for a guest is filtered and counted like all else.
 
-    The user opens /dev/vhost-net, by the group kvm; the broker has no part in it.
+    The broker opens /dev/vhost-net, which is not for this user.
     """
-    qemu_takes_vhost_net_with_our_tap(pair)
-    from host.inside import vhost
+    from host.inside.machines import permitted
+    from host.inside.strangers import connection, holding
+    from lab.rawbus import tap
     from lab.tap import as_user
     from lab.users import User
 
+    wanted = [tap(mac=mac, vhost=True) for mac in (SENDER, PEER)]
+    with (
+        permitted(),
+        connection("user1") as client,
+        holding(client, "pair", *wanted) as pair,
+        contextlib.ExitStack() as closed,
+    ):
+        sender = pair.taps[0]
+        assert [one.facts["vhost"] for one in pair.taps] == [True, True]
+        devices = [one.fds.pop() for one in pair.taps]
+        for device in devices:
+            closed.callback(os.close, device)
+            assert os.readlink(f"/proc/self/fd/{device}") == "/dev/vhost-net"
+        assert "denied" in as_user(
+            User.named("user1"),
+            sender.fds[0],
+            "try:\n  os.open('/dev/vhost-net', os.O_RDWR)\nexcept OSError: print('denied')\n",
+        )
+        qemu_takes_vhost_net_with_our_tap(pair, devices[1])
+        forge_by_vhost(pair, devices[0])
+
+
+def forge_by_vhost(pair: Held, device: int) -> None:
+    """Send forgeries and their honest twins by a descriptor of /dev/vhost-net."""
+    from host.inside import vhost
+    from lab.users import User
+
     sender, peer = pair.taps
-    user = User.named("user1")
-    assert "denied" in as_user(
-        user,
-        sender.fds[0],
-        "try:\n  os.open('/dev/vhost-net', os.O_RDWR)\nexcept OSError as error: print('denied')\n",
-    ), "a user who is not in the group kvm"
     names = ("mac", "arp-address", "ipv4", "ipv6-of-the-peer", "neighbour", "router", "dhcp-server",
              "bpdu", "vlan", "vlan-double", "llc")  # fmt: skip
     expected = Counter(FORGERIES[name].reason for name in names)
-    program = ["/usr/bin/python3", "-I", vhost.__file__, str(sender.fds[0])]
-    with with_kvm(user, program, sender.fds[0]) as process:
+    fds = (sender.fds[0], device)
+    program = ["/usr/bin/python3", "-I", vhost.__file__, *map(str, fds)]
+    with child(User.named("user1"), program, *fds) as process:
         assert process.stdin
         assert process.stdout
         send = sends(process)
@@ -316,6 +340,37 @@ def test_the_filter_holds_for_vhost_net(pair: Held) -> None:
     assert pair.drops() == dict(expected)
 
 
+def test_vhost_comes_where_the_host_has_it_and_as_long_as_there_may_be_more() -> None:
+    """The kernel loads the module when the broker opens the node, whatever the unit's sandbox."""
+    from host.inside.machines import permitted
+    from host.inside.strangers import configured, connection, holding
+    from lab.rawbus import tap
+
+    wanted = tap(queues=2, vhost=True)
+    with permitted(), connection("user1") as client:
+        run("modprobe", "-r", "vhost_net")
+        assert not MODULE.exists()
+        with holding(client, "one", wanted) as held:
+            (mine,) = held.taps
+            assert mine.facts["vhost"]
+            files = [os.readlink(f"/proc/self/fd/{fd}") for fd in mine.fds]
+            assert files == ["/dev/net/tun"] * 2 + ["/dev/vhost-net"] * 2
+            assert (MODULE / "refcnt").read_text() == "2\n"
+            limits = '[network.default]\nipv4 = "10.213.80.1/20"\n[limits]\nvhost_descriptors = '
+            for most, given in ((3, False), (4, True)):
+                with configured(f"{limits}{most}\n"), holding(client, "two", wanted) as other:
+                    (another,) = other.taps
+                    assert (another.facts["vhost"], len(another.fds)) == (given, 4 if given else 2)
+        assert (MODULE / "refcnt").read_text() == "0\n"
+        run("modprobe", "-r", "vhost_net")
+        FORBIDDEN.write_text("install vhost_net /bin/false\n")
+        try:
+            with holding(client, "one", wanted) as held:
+                assert (held.taps[0].facts["vhost"], len(held.taps[0].fds)) == (False, 2)
+        finally:
+            FORBIDDEN.unlink()
+
+
 def sends(process: subprocess.Popen[str]) -> Callable[[bytes], None]:
     """A function that has ``vhost.py`` send a frame, and waits until it is delivered."""
 
@@ -330,14 +385,13 @@ def sends(process: subprocess.Popen[str]) -> Callable[[bytes], None]:
     return send
 
 
-def qemu_takes_vhost_net_with_our_tap(pair: Held) -> None:
+def qemu_takes_vhost_net_with_our_tap(pair: Held, device: int) -> None:
     """As the driver writes it where there is KVM: TAP and vhost-net by descriptor."""
     from host.inside.sessions import until
     from lab.users import User
 
     (tap,) = pair.taps[0].fds
-    shell = 'exec 9<>/dev/vhost-net && exec "$@"'
-    netdev = f"tap,id=net0,fd={tap},vhost=on,vhostfd=9"
+    netdev = f"tap,id=net0,fd={tap},vhost=on,vhostfd={device}"
     qemu = [
         "qemu-system-x86_64",
         "-S",
@@ -347,9 +401,9 @@ def qemu_takes_vhost_net_with_our_tap(pair: Held) -> None:
         "-machine",
         "q35,accel=tcg",
     ]
-    device = f"virtio-net-pci,netdev=net0,mac={SENDER}"
-    argv = ["bash", "-c", shell, "qemu", *qemu, "-netdev", netdev, "-device", device]
-    with with_kvm(User.named("user1"), argv, tap) as process:
+    card = f"virtio-net-pci,netdev=net0,mac={SENDER}"
+    argv = [*qemu, "-netdev", netdev, "-device", card]
+    with child(User.named("user1"), argv, tap, device) as process:
         tasks = Path(f"/proc/{process.pid}/task")
 
         def names() -> list[str]:
