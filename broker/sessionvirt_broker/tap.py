@@ -231,6 +231,7 @@ class TapKind:
             summary=f'a place on the local network by the bridge "{bridge}" ({address})',
             share=share,
             facts=(bridge, ifindex, address),
+            permit=configuration.bridges[bridge].permit,
         )
 
     def plan(

@@ -224,7 +224,8 @@ class LeaseInfo:
 
     :param state: "held" or "releasing".
     :param since: seconds since the epoch.
-    :param allowed: "yes" without a prompt, "asked" after one.
+    :param allowed: "yes" without a prompt, "configured" where broker.toml answered it beforehand,
+        "asked" after one.
     :param drops: frames that the filter dropped, by reason.
     :param process: QEMU's, where it was let lock memory; else 0.
     """
