@@ -10,6 +10,7 @@ what a caller is, the bus has recorded in numbers.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LARGEST = (1 << 32) - 2
 #: A host with more accounts than that keeps them in a directory.
 _MAX_BYTES = 16 << 20
+_NUMBER = re.compile(r"[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class AccountFile:
             # "+" and "-" are NIS's, and no names.
             if len(fields) > 1 and name and name[0] not in "+-#":
                 number = fields[1]
-                if number.isascii() and number.isdigit() and int(number) <= LARGEST:
+                if _NUMBER.fullmatch(number) and int(number) <= LARGEST:
                     found.setdefault(name, int(number))
         return found
 

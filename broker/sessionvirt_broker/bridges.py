@@ -8,6 +8,7 @@ numbers when the file has been read.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     #: Makes the error for a key, with its line.
     Wrong = Callable[[tuple[str, ...], str], ConfigurationError]
 
-KEYS = ("users", "groups")
+#: 0 and 4095 are reserved (IEEE 802.1Q).
+VLANS = range(1, 4095)
+_RANGE = re.compile(r"([1-9][0-9]{0,3})-([1-9][0-9]{0,3})")
+KEYS = ("users", "groups", "vlans")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,11 @@ class LanBridge:
     """One bridge that may be asked for.
 
     :param permit: for whom a prompt is answered already.
+    :param vlans: those that may be asked for; who names none is in the bridge's default one.
     """
 
     permit: Permit = NOBODY
+    vlans: frozenset[int] = frozenset()
 
 
 def read_bridge(name: str, body: dict[str, object], wrong: Wrong) -> LanBridge:
@@ -47,7 +53,7 @@ def read_bridge(name: str, body: dict[str, object], wrong: Wrong) -> LanBridge:
             raise wrong((*at, key), f"{key!a} is not known here")
     users = _accounts((*at, "users"), body.get("users", []), USERS, wrong)
     groups = _accounts((*at, "groups"), body.get("groups", []), GROUPS, wrong)
-    return LanBridge(Permit(users, groups))
+    return LanBridge(Permit(users, groups), _vlans((*at, "vlans"), body.get("vlans", []), wrong))
 
 
 def _accounts(
@@ -66,4 +72,21 @@ def _accounts(
             found.add(one)
         else:
             raise wrong(key, f"has an entry that is no {file.noun}'s name or number")
+    return frozenset(found)
+
+
+def _vlans(key: tuple[str, ...], value: object, wrong: Wrong) -> frozenset[int]:
+    if not isinstance(value, list):
+        raise wrong(key, 'must be a list of VLANs, like [42, "100-110"]')
+    found: set[int] = set()
+    for one in value:
+        if type(one) is int:
+            first = last = one
+        elif isinstance(one, str) and (parts := _RANGE.fullmatch(one)):
+            first, last = int(parts[1]), int(parts[2])
+        else:
+            raise wrong(key, 'has an entry that is neither like 42 nor like "100-110"')
+        if first not in VLANS or last not in VLANS or first > last:
+            raise wrong(key, "has an entry that is not from 1 to 4094")
+        found.update(range(first, last + 1))
     return frozenset(found)

@@ -75,6 +75,7 @@ class TapGrant:
     :param id: its name within the lease.
     :param fds: one for each queue; none where a lease is only listed. The lease owns them.
     :param ifname: the host's name of it.
+    :param vlan: the one that was asked for on the bridge; 0: none was.
     :param mac: the only source address that the guest may use.
     :param mtu: bytes.
     :param ipv4: addresses that the guest may use; empty: not restricted.
@@ -92,6 +93,7 @@ class TapGrant:
     bridge: str
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...]
+    vlan: int = 0
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,7 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         mtu=fields.number("mtu"),
         network=fields.text("network") if fields.has("network") else "",
         bridge=fields.text("bridge") if fields.has("bridge") else "",
+        vlan=fields.number("vlan") if fields.has("vlan") else 0,
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),
     )

@@ -18,7 +18,7 @@ from sessionvirt_broker.wire import BridgeName
 
 pytestmark = pytest.mark.unit
 
-PASSWD = """\
+PASSWD = f"""\
 root:x:0:0:root:/root:/bin/sh
 alice:x:1000:1000::/home/alice:/bin/sh
 alice:x:0:0:a second line of a name:/:/bin/sh
@@ -27,6 +27,7 @@ no-number:x:
 wrong:x:-1:1:::
 arabic:x:\u0661:1:::
 huge:x:4294967295:1:::
+endless:x:{"9" * 5000}:1:::
 
 """
 
@@ -46,7 +47,7 @@ def read(body: str) -> LanBridge:
     return found[BridgeName("br0")]
 
 
-def test_a_bridge_without_keys_permits_nobody_beforehand() -> None:
+def test_a_bridge_without_keys_permits_nobody_beforehand_and_no_vlan() -> None:
     assert read("") == LanBridge()
     for uid in (0, 1000):
         assert not NOBODY.covers(uid, frozenset({0, 1000}))
@@ -61,6 +62,10 @@ def test_names_become_numbers_when_the_file_is_read() -> None:
     assert not found.permit.covers(50, frozenset({1000, 1234}))
 
 
+def test_vlans_are_numbers_and_ranges() -> None:
+    assert read('vlans = [42, "100-103", "7-7", 4094]').vlans == {42, 100, 101, 102, 103, 7, 4094}
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -72,6 +77,7 @@ def test_names_become_numbers_when_the_file_is_read() -> None:
         'users = ["wrong"]',
         'users = ["arabic"]',
         'users = ["huge"]',
+        'users = ["endless"]',
         "users = [-1]",
         "users = [4294967295]",
         "users = [true]",
@@ -79,6 +85,16 @@ def test_names_become_numbers_when_the_file_is_read() -> None:
         'users = ["staff"]',
         'groups = ["alice"]',
         'groups = ["\\u001b[31m"]',
+        "vlans = 42",
+        "vlans = [0]",
+        "vlans = [4095]",
+        "vlans = [true]",
+        'vlans = ["42"]',
+        'vlans = ["10-9"]',
+        'vlans = ["0-9"]',
+        'vlans = ["1-4095"]',
+        'vlans = ["1-2\\n"]',
+        'vlans = ["\\u0661-2"]',
         'mode = "bridge"',
     ],
 )

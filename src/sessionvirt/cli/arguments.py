@@ -147,7 +147,7 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
         "--network", metavar="NAME", help="a managed network, 'user' (default), or 'none'"
     )
     network.add_argument(
-        "--bridge", metavar="BRIDGE", help="a bridge that the administrator permits"
+        "--bridge", metavar="BRIDGE[,vlan=ID]", help="a bridge that the administrator permits"
     )
     quick.add_argument(
         "--pci",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from .output import say
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
@@ -72,7 +74,31 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     if args.network == "none":
         return ()
     network = None if args.network == "user" else args.network
-    return (QuickNetwork(network=network, bridge=args.bridge),)
+    if args.bridge is None:
+        return (QuickNetwork(network=network),)
+    bridge, numbers = _numbers("--bridge", args.bridge, {"vlan": 4094})
+    return (QuickNetwork(bridge=bridge, vlan=numbers.get("vlan")),)
+
+
+def _numbers(option: str, text: str, known: Mapping[str, int]) -> tuple[str, dict[str, int]]:
+    """Read ``NAME``, or ``NAME,KEY=NUMBER,...``.
+
+    :param known: keys, each with its largest number.
+    :raise UsageError: another key, one twice, or a number that it cannot have.
+    """
+    name, *rest = text.split(",")
+    found: dict[str, int] = {}
+    for part in rest:
+        key, _, number = part.partition("=")
+        most = known.get(key, 0) if key not in found else 0
+        if not re.fullmatch(r"[1-9][0-9]{0,5}", number) or int(number) > most:
+            form = " or ".join(f"{key}=1 to {key}={last}" for key, last in known.items())
+            raise UsageError(
+                f"{option}: {part[:40]!a} cannot be said after {name[:40]!a}",
+                advice=f"write {form}",
+            )
+        found[key] = int(number)
+    return name, found
 
 
 def _devices(args: argparse.Namespace) -> tuple[PciAddress, ...]:

@@ -53,7 +53,13 @@ def broker_requests(
     needed = 1 + sum(need.queues for need in taps) + FDS_PER_DEVICE * len(devices)
     return (
         *(
-            TapRequest(network=need.network, bridge=need.bridge, mac=need.mac, queues=need.queues)
+            TapRequest(
+                network=need.network,
+                bridge=need.bridge,
+                vlan=need.vlan,
+                mac=need.mac,
+                queues=need.queues,
+            )
             for need in taps
         ),
         *(

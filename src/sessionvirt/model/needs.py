@@ -34,6 +34,7 @@ class Need:
     :param interface: its index in the domain.
     :param network: a managed network's name; else None.
     :param bridge: a bridge's name; else None. For a TAP exactly one of the two is there.
+    :param vlan: of the bridge; None: its default one.
     :param mac: the address the document asks for; None: any.
     :param mtu: bytes; None: the network's.
     """
@@ -42,6 +43,7 @@ class Need:
     interface: int
     network: str | None = None
     bridge: str | None = None
+    vlan: int | None = None
     mac: MacAddress | None = None
     queues: int = 1
     mtu: int | None = None
@@ -59,6 +61,7 @@ def needs(domain: Domain) -> tuple[Need, ...]:
                 index,
                 network=nic.network if nic.type is InterfaceType.NETWORK else None,
                 bridge=nic.bridge if nic.type is InterfaceType.BRIDGE else None,
+                vlan=nic.vlan_id,
                 mac=nic.mac,
                 queues=nic.queues,
                 mtu=nic.mtu,

@@ -26,7 +26,7 @@ from .devices import (
 )
 from .domain import Boot, BootDevice, Cpu, CpuMode, Domain, Features, Os
 from .hostdev import Hostdev, HostPlace
-from .interface import Interface, InterfaceType, NicModel
+from .interface import Interface, InterfaceType, NicModel, Vlan, VlanTag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,10 +65,14 @@ class QuickDisk:
 
 @dataclass(frozen=True)
 class QuickNetwork:
-    """One interface: a managed network, a bridge, or (neither) user mode."""
+    """One interface: a managed network, a bridge, or (neither) user mode.
+
+    :param vlan: on the bridge.
+    """
 
     network: str | None = None
     bridge: str | None = None
+    vlan: int | None = None
 
 
 def disk_format(path: Path) -> DiskFormat:
@@ -160,7 +164,11 @@ def _interface(network: QuickNetwork) -> Interface:
     else:
         kind = InterfaceType.USER
     return Interface(
-        type=kind, network=network.network, bridge=network.bridge, model=NicModel.VIRTIO
+        type=kind,
+        network=network.network,
+        bridge=network.bridge,
+        model=NicModel.VIRTIO,
+        vlan=Vlan(tags=(VlanTag(id=network.vlan),)) if network.vlan is not None else None,
     )
 
 
