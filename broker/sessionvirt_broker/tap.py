@@ -18,7 +18,7 @@ from . import network as managed
 from .addresses import DERIVED_PREFIX, AddressBook, Addresses, derived_mac
 from .bridges import VLANS
 from .dnsmasq import HostEntry, NetworkFiles
-from .errors import Busy, InvalidRequest, LimitsExceeded, NotFound, NotSupported, StateChanged
+from .errors import Busy, InvalidRequest, LimitsExceeded, NotSupported, StateChanged
 from .firewall import TapRules, link_local
 from .guestnames import NameBook
 from .kind import Offer, Owner, Plan, Request, Shared
