@@ -68,11 +68,15 @@ def find_place(
     link = host.links.by_name(name)
     if link is None:
         raise NotFound(f"bridge: broker.toml offers {name}, and this host has no such interface")
+    if link.name != name:
+        # The kernel finds interfaces by their alternative names, too, and sysfs does not.
+        raise NotFound(
+            f"bridge: {name} is only another name of {link.name}; broker.toml must offer that one"
+        )
     if link.kind != "bridge":
         raise NotSupported(
             f"bridge: {name} is {_NO_BRIDGES.get(link.kind, 'an interface of another kind')};"
-            " a guest can only be put on a bridge of the kernel's (type bridge), of which that may"
-            " be a port"
+            " a guest can only be put on a bridge of the kernel's own (type bridge)"
         )
     attributes = sys_class_net / name
     if _read(attributes / "addr_assign_type") != _NET_ADDR_SET:

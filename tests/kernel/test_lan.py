@@ -103,6 +103,13 @@ def test_of_what_is_offered_is_said_what_is_wrong_with_it(broker: Broker, alices
         host.ip("link", "delete", "tap0")
 
 
+def test_an_alternative_name_is_not_the_name(broker: Broker, alices: Client, lan: None) -> None:
+    broker.configure("[bridge.lan0]\n")
+    host.ip("link", "property", "add", "dev", BRIDGE, "altname", "lan0")
+    said = refusal(alices, on_lan(bridge="lan0"))
+    assert (said.name, f"another name of {BRIDGE}" in said.text) == ("NotFound", True)
+
+
 @pytest.mark.parametrize(
     ("more", "error", "word"),
     [
