@@ -48,7 +48,7 @@ def test_the_file_has_what_it_should() -> None:
     assert members()[service.NAME, "Acquire"] == Member("a(sa{sv})a{sv}", "ohaa{sv}")
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
-        "grant": 13,
+        "grant": 14,
         "pci": 12,
         "plan": 5,
         "requests": 4,
@@ -164,7 +164,7 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
     requests: dict[str, tuple[Request, ...]] = {
         "tap": (
             TapRequest(network="default", mac="52:54:00:00:00:01", queues=2, vhost=True),
-            TapRequest(bridge="br0", name="web"),
+            TapRequest(bridge="br0", name="web", vlan=42),
         ),
         "pci": (
             PciRequest(

@@ -28,10 +28,12 @@ from sessionvirt import errors
 from sessionvirt.cli import status
 from sessionvirt.cli.arguments import parser
 from sessionvirt.model.domain import parse_domain
+from sessionvirt_broker.bridges import KEYS as BRIDGE_KEYS
 from sessionvirt_broker.config import BUILTIN, Configuration, PciPolicy, _Reader
 from sessionvirt_broker.limits import Limits
 from sessionvirt_broker.networkconfig import Mode, Network
 from sessionvirt_broker.private import PrivatePolicy
+from sessionvirt_broker.wire import BridgeName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,13 +215,19 @@ def test_the_keys_of_a_network_are_those_that_are_read() -> None:
         assert changed is (each.name not in ("name", "mode", "own_bridge")), each.name
 
 
+def test_the_keys_of_a_bridge_are_those_that_are_read() -> None:
+    written = re.findall(r"^``(\w+)``$", section(CONFIGURATION_PAGE, "BRIDGES"), re.M)
+    assert written == list(BRIDGE_KEYS)
+
+
 def test_the_examples_of_the_configuration_are_taken() -> None:
     text = section(CONFIGURATION_PAGE, "EXAMPLES")
     default, second, third = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
     assert dict(configuration(default).networks) == dict(BUILTIN.networks)
     other = configuration(second)
     assert set(other.networks) == {"default", "lab"}
-    assert other.bridges == {"br0"}
+    assert set(other.bridges) == {"br0"}
+    assert other.bridges[BridgeName("br0")].permit.groups
     assert other.limits.leases_per_user == 64
     devices = configuration(third)
     assert devices.pci.deny == {"0000:00:1f.2"}

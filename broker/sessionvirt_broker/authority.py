@@ -32,9 +32,11 @@ _CANCEL_SECONDS = 5.0
 
 
 class Answer(enum.Enum):
-    """What polkit said."""
+    """What polkit said; and what stands for it."""
 
     YES = enum.auto()
+    #: It would ask, and an administrator has answered beforehand, in broker.toml.
+    CONFIGURED = enum.auto()
     #: It would ask, and did not: it was not allowed to, or found no agent to show a prompt.
     WOULD_ASK = enum.auto()
     NO = enum.auto()

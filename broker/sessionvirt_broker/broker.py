@@ -46,6 +46,7 @@ _STILL_OPEN = "a process still has something of it open; it is given back when t
 
 _VERDICTS = {
     Answer.YES: "yes",
+    Answer.CONFIGURED: "yes",
     Answer.WOULD_ASK: "ask",
     Answer.NO: "no",
     Answer.DISMISSED: "no",

@@ -34,10 +34,14 @@ class CallerVanished(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A connection and the uid that the bus recorded for it."""
+    """A connection, and what the bus recorded of who made it.
+
+    :param groups: the primary one and all others, as they were in the process that connected.
+    """
 
     sender: str
     uid: int
+    groups: frozenset[int] = frozenset()
 
 
 class Bus:
@@ -149,7 +153,11 @@ class Bus:
         uid = credentials.get("UnixUserID")
         if uid is None or uid.signature != "u":
             raise HostFailure("the bus does not say whose connection that is")
-        return Caller(sender, int(uid.value))
+        # Of SO_PEERCRED and SO_PEERGROUPS (dbus-sysdeps-unix.c); a bus that does not tell them
+        # has callers without a group.
+        groups = credentials.get("UnixGroupIDs")
+        known = groups.value if groups is not None and groups.signature == "au" else ()
+        return Caller(sender, int(uid.value), frozenset(known))
 
     @asynccontextmanager
     async def cancelled_without(self, caller: Caller) -> AsyncIterator[None]:

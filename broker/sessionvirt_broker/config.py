@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from . import accounts
+from .bridges import read_bridge
 from .errors import ConfigurationError
 from .limits import Limits
 from .networkconfig import BRIDGE_PREFIX, Network, default_domain, read_networks
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from .bridges import LanBridge
 _MAX_BYTES = 256 * 1024
 
 
@@ -54,7 +57,7 @@ class Configuration:
 
     limits: Limits
     networks: Mapping[NetworkName, Network]
-    bridges: frozenset[BridgeName]
+    bridges: Mapping[BridgeName, LanBridge]
     pci: PciPolicy
     private: PrivatePolicy
     source: str
@@ -72,7 +75,7 @@ BUILTIN = Configuration(
             )
         }
     ),
-    bridges=frozenset(),
+    bridges=MappingProxyType({}),
     pci=PciPolicy(),
     private=PrivatePolicy(),
     source="builtin",
@@ -87,7 +90,7 @@ class ConfigFile:
     #: Those that :meth:`current` found last, the built-in ones where the file is wrong. The loop's
     #: thread goes by them: it neither waits for a file system nor meets a file that is half read.
     limits: Limits = BUILTIN.limits
-    _seen: tuple[int, ...] | None = None
+    _seen: tuple[tuple[int, ...], ...] | None = None
     _last: Configuration | ConfigurationError = field(default_factory=lambda: BUILTIN)
 
     def current(self) -> Configuration:
@@ -111,7 +114,8 @@ class ConfigFile:
             return BUILTIN
         except OSError as error:
             raise ConfigurationError(f"{self.path}: {os.strerror(error.errno or 0)}") from error
-        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        mine = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        identity = (mine, *accounts.stamp())  # names in it may be somebody else's by now
         if identity != self._seen:
             try:
                 self._last = _load(self.path)
@@ -157,16 +161,15 @@ class _Reader(Source):
     def configuration(self, table: dict[str, object]) -> Configuration:
         self.only(table, (), "limits", "network", "private", "bridge", "pci")
         networks = read_networks(self, table)
-        bridges = set()
+        bridges: dict[BridgeName, LanBridge] = {}
         for name, body in self.tables(table, ("bridge",)).items():
             if not is_interface_name(name) or name.startswith(BRIDGE_PREFIX):
                 raise self.wrong(("bridge", name), "is not the name of a bridge of the LAN")
-            self.only(body, ("bridge", name))
-            bridges.add(BridgeName(name))
+            bridges[BridgeName(name)] = read_bridge(name, body, self.wrong)
         return Configuration(
             limits=self._limits(self.tables(table, ("limits",), leaf=True)["limits"]),
             networks=MappingProxyType(networks if "network" in table else dict(BUILTIN.networks)),
-            bridges=frozenset(bridges),
+            bridges=MappingProxyType(bridges),
             pci=self._pci(self.tables(table, ("pci",), leaf=True)["pci"]),
             private=read_private(self, table),
             source="file",

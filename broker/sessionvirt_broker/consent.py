@@ -6,6 +6,9 @@ details. One no refuses all. If exactly one would ask, that action is asked. If 
 ``vm-start`` is asked, with a sentence that names all of them; never the strongest of them alone,
 which would give the others unseen.
 
+What broker.toml permits somebody beforehand stands for the yes of a prompt, and for nothing else:
+polkit is asked in any case, and its no is a no, so that a rule can take away what the file gives.
+
 One prompt of a user is open at a time; some agents break on two, and a person can read one.
 """
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from .limits import Limits, Usage
 
 SEVERAL = "vm-start"
+_NOT_REFUSED = (Answer.YES, Answer.CONFIGURED, Answer.WOULD_ASK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,20 @@ class Consent:
     ) -> list[Answer]:
         """Each offer's own action, without a prompt; in order.
 
+        Who the caller is, in numbers, is what the bus recorded when it connected.
+
         :raise NotAuthorized: one is no, where *refusing*.
         """
         known: dict[Offer, Answer] = {}
         for offer in offers:
             if offer not in known:
-                known[offer] = await self._authority.check(caller, offer.action, _details(offer))
+                answer = await self._authority.check(caller, offer.action, _details(offer))
+                permitted = offer.permit.covers(caller.uid, caller.groups)
+                if answer is Answer.WOULD_ASK and permitted:
+                    answer = Answer.CONFIGURED
+                known[offer] = answer
         for offer, answer in known.items():
-            if refusing and answer not in (Answer.YES, Answer.WOULD_ASK):
+            if refusing and answer not in _NOT_REFUSED:
                 raise NotAuthorized(f"polkit refuses {offer.summary}")
         return [known[offer] for offer in offers]
 
@@ -82,13 +92,14 @@ class Consent:
     ) -> str:
         """A yes for all of them.
 
-        :return: ``yes``: nobody was asked; ``asked``: somebody said so.
+        :return: ``yes``: nobody was asked; ``configured``: nor was anybody, for broker.toml had the
+            answer to what would have been; ``asked``: somebody said so.
         :raise BrokerError: NotAuthorized, Dismissed, InteractionRequired or AuthorityUnavailable.
         """
         answers = await self.answers(caller, offers, refusing=True)
         question = asked(owner, offers, answers)
         if question is None:
-            return "yes"
+            return "configured" if Answer.CONFIGURED in answers else "yes"
         if not interactive:
             raise InteractionRequired(f"a prompt is needed: {question.sentence}")
         with self._usage.prompt(caller.uid, caller.sender, limits):

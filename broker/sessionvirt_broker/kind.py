@@ -61,6 +61,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Permit:
+    """Who has an administrator's yes beforehand, in numbers."""
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+
+    def covers(self, uid: int, groups: frozenset[int]) -> bool:
+        """Whether a user, or a member of one of these groups, is meant."""
+        return uid in self.users or not self.groups.isdisjoint(groups)
+
+
+NOBODY = Permit()
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """What would be given. Two offers that are equal were shown as the same thing.
 
@@ -69,6 +84,7 @@ class Offer:
     :param details: what polkit's rules and the sentence may look at; values are clean.
     :param summary: a noun phrase for a sentence that names several offers.
     :param facts: what must still be true when the answer comes.
+    :param permit: for whom broker.toml answers where polkit would ask.
     """
 
     action: str
@@ -77,6 +93,7 @@ class Offer:
     summary: str
     share: Share
     facts: tuple[object, ...]
+    permit: Permit = NOBODY
 
 
 @dataclass(frozen=True, slots=True)

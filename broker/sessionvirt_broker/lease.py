@@ -5,7 +5,7 @@ The header of its record, plain JSON::
 
     uid, vm     whose, and for which VM
     since       seconds since the epoch
-    allowed     "yes" without a prompt, "asked" after one
+    allowed     "yes" without a prompt, "configured" in broker.toml beforehand, "asked" after one
     shared      part -> ids of the shared records that it uses
     next        the number that the next grant gets
     process     the one that LockMemory named last, and

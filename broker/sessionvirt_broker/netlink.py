@@ -26,7 +26,13 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 #: RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT (linux/rtnetlink.h). IPv6 has one of these for
 #: everything, by the interface lo.
 _TO_NOWHERE = frozenset({6, 7, 8})
+# BRIDGE_VLAN_INFO_* of linux/if_bridge.h.
+_PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 0x2, 0x4, 0x8, 0x10
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.EINVAL})
+
+
+class PortsExhausted(OSError):
+    """A bridge has a port for each number that there is (BR_MAX_PORTS in br_private.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,19 +217,32 @@ class Links:
         """Set it up."""
         self._ip.link("set", index=ifindex, state="up")
 
-    def attach(self, ifindex: int, *, bridge: int, mac: str, guest: str, mtu: int) -> None:
+    def attach(
+        self, ifindex: int, *, bridge: int, mac: str, guest: str, mtu: int, vlan: int = 0
+    ) -> None:
         """Make it a port of the bridge for one guest, and up.
 
         The port learns nothing: LLDP's frames teach a bridge behind the back of every hook. A BPDU
         shuts the port (with STP on it would pass the filter, too).
 
         :param mac: the port's own address, which is not the guest's.
+        :param vlan: the only one that it is in, untagged; 0: what the bridge puts a new port in.
+        :raise PortsExhausted: the bridge has no number left for it.
         :raise FileExistsError: ``guest`` is known on that bridge: its own address, or a host's.
         """
         # PRIVILEGE: CAP_NET_ADMIN; frames flow from the last line on.
         # In this order: the kernel takes address and MTU before the master (do_setlink() in
         # net/core/rtnetlink.c).
-        self._ip.link("set", index=ifindex, address=mac, mtu=mtu, master=bridge)
+        try:
+            self._ip.link("set", index=ifindex, address=mac, mtu=mtu, master=bridge)
+        except Exception as error:
+            if getattr(error, "code", None) == errno.EXFULL:
+                raise PortsExhausted from error
+            raise
+        if vlan:
+            self._only_vlan(ifindex, vlan)
+        # After the VLAN: without one named, the address is put into each that the port is in
+        # (br_fdb_add()).
         try:
             # NUD_NOARP: static; NTF_MASTER: in the bridge's table, not the device's.
             self._ip.fdb("add", ifindex=ifindex, lladdr=guest, state=0x40, flags=0x04)
@@ -236,6 +255,28 @@ class Links:
         self._ip.link(
             "set", index=ifindex, kind="bridge_slave", learning=0, guard=1, flags=1, change=1
         )
+
+    def _only_vlan(self, ifindex: int, vlan: int) -> None:
+        """Have the port in one VLAN: what comes in untagged is in it, and goes out untagged.
+
+        The default one of the bridge is left by leaving all others, for that may be changed at any
+        time; those that it is not in are passed over (br_vlan_info()).
+        """
+
+        def change(command: str, *infos: tuple[int, int]) -> None:
+            # Written out: what pyroute2 makes of its vlan_info= knows no range before 0.8.
+            vlans = [("IFLA_BRIDGE_VLAN_INFO", {"vid": vid, "flags": how}) for vid, how in infos]
+            self._ip.vlan_filter(command, index=ifindex, IFLA_AF_SPEC={"attrs": vlans})
+
+        # PRIVILEGE: CAP_NET_ADMIN; which frames of the LAN the guest gets.
+        change("add", (vlan, _PVID | _UNTAGGED))
+        others: list[tuple[int, int]] = []
+        for first, last in ((1, vlan - 1), (vlan + 1, 4094)):
+            if first < last:
+                others += [(first, _RANGE_BEGIN), (last, _RANGE_END)]
+            elif first == last:  # which is no range to the kernel (br_vlan_valid_range())
+                others.append((first, 0))
+        change("del", *others)
 
     def add_altname(self, ifindex: int, altname: str) -> bool:
         """A second, readable name. One that is taken is no reason to fail.

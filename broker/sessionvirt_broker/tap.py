@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from . import network as managed
 from .addresses import DERIVED_PREFIX, AddressBook, Addresses, derived_mac
+from .bridges import VLANS
 from .dnsmasq import HostEntry, NetworkFiles
-from .errors import Busy, DeviceUnsafe, InvalidRequest, NotFound, NotSupported
+from .errors import Busy, InvalidRequest, LimitsExceeded, NotSupported, StateChanged
 from .firewall import TapRules, link_local
 from .guestnames import NameBook
 from .kind import Offer, Owner, Plan, Request, Shared
+from .lan import find_place, is_filtering, offer
 from .limits import Share
+from .netlink import PortsExhausted
 from .networkconfig import BRIDGE_PREFIX, network_of
 from .networks import Networks
 from .steps import Step
@@ -44,22 +47,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from .bridges import LanBridge
     from .config import Configuration
     from .host import Host
     from .kind import Adopted, Watched
+    from .lan import Place
     from .wire import Fields
 
 #: Its TAPs; ``ruleset.py`` knows the prefix.
 TAP_PREFIX = "svt"
 #: A VM may name its own derived addresses, of any of this many positions.
 _DERIVED_POSITIONS = 64
-#: NET_ADDR_SET in include/uapi/linux/netdevice.h: the address was set, not taken from a port.
-_NET_ADDR_SET = "3\n"
 
 
 @dataclass(frozen=True, slots=True)
 class TapRequest(Request):
-    """A validated ``tap``; exactly one of ``network`` and ``bridge`` is set."""
+    """A validated ``tap``; exactly one of ``network`` and ``bridge`` is set.
+
+    :param vlan: on a bridge; 0: none was asked for.
+    """
 
     network: NetworkName | None
     bridge: BridgeName | None
@@ -67,6 +73,7 @@ class TapRequest(Request):
     queues: int
     vhost: bool
     name: TapName | None
+    vlan: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,11 @@ class FilterTap(Step):
 
 @dataclass(frozen=True, slots=True)
 class AttachTap(Step):
-    """A port of the bridge, and up."""
+    """A port of the bridge, in its VLAN alone, and up.
+
+    :param vlan: 0: the bridge's default one.
+    :param bridge_ifindex: 0: whichever has the name, and learnt then.
+    """
 
     NAME: ClassVar[str] = "tap-attach"
 
@@ -154,25 +165,39 @@ class AttachTap(Step):
     guest: str
     mtu: int
     altname: str
+    vlan: int = 0
+    bridge_ifindex: int = 0
 
     def describe(self) -> str:
-        return f"attach {self.ifname} to {self.bridge} and set it up"
+        vlan = f" in VLAN {self.vlan} only" if self.vlan else ""
+        return f"attach {self.ifname} to {self.bridge}{vlan} and set it up"
 
     def describe_undo(self) -> str:
         return "nothing: it ends with the TAP"
 
     def execute(self, host: Host) -> Self:
         ifindex, bridge = host.links.index_of(self.ifname), host.links.index_of(self.bridge)
+        if self.bridge_ifindex not in (0, bridge):
+            raise StateChanged(f"{self.bridge} is another bridge than a moment ago; ask again")
         named = host.links.add_altname(ifindex, self.altname)
         # A port has no layer 3 of its own; without this it would get a link-local address.
         disable = host.paths.proc_net / "ipv6/conf" / self.ifname / "disable_ipv6"
         if disable.exists():
             disable.write_text("1\n", encoding="ascii")
         try:
-            host.links.attach(ifindex, bridge=bridge, mac=self.mac, guest=self.guest, mtu=self.mtu)
+            host.links.attach(
+                ifindex,
+                bridge=bridge,
+                mac=self.mac,
+                guest=self.guest,
+                mtu=self.mtu,
+                vlan=self.vlan,
+            )
         except FileExistsError as error:
             raise Busy(f"the MAC address {self.guest} is in use on {self.bridge}") from error
-        return self if named else replace(self, altname="")
+        except PortsExhausted as error:
+            raise LimitsExceeded(f"{self.bridge} has as many ports as a bridge can have") from error
+        return replace(self, altname=self.altname if named else "", bridge_ifindex=bridge)
 
     def undo(self, host: Host) -> None:
         pass
@@ -202,9 +227,12 @@ class TapKind:
             queues=fields.count("queues", default=1, limit=configuration.limits.queues_per_tap),
             vhost=fields.flag("vhost"),
             name=tap_name(fields),
+            vlan=fields.count("vlan", default=0, limit=VLANS[-1]),
         )
         if (request.network is None) == (request.bridge is None):
             raise InvalidRequest(f"{fields.where}: needs either network or bridge")
+        if request.vlan and request.bridge is None:
+            raise InvalidRequest(f"{fields.where}.vlan: goes with a bridge, not with a network")
         fields.finish()
         return request
 
@@ -237,17 +265,9 @@ class TapKind:
                 share=share,
                 facts=(network, address),
             )
-        bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
+        place, offered = self._place(tap, configuration, host)
         self._not_on_a_lan(address)
-        return Offer(
-            action="bridge-attach",
-            sentence='Authentication is required to connect the virtual machine "$(vm)" to the'
-            ' local network by the bridge "$(bridge)", as a host of its own ($(mac))',
-            details=(*details, ("bridge", bridge)),
-            summary=f'a place on the local network by the bridge "{bridge}" ({address})',
-            share=share,
-            facts=(bridge, ifindex, address),
-        )
+        return offer(place, offered, address, details, share)
 
     def plan(
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
@@ -262,17 +282,19 @@ class TapKind:
         # guest's begins with it (wire.py).
         port_mac = PORT_PREFIX + address[3:]
         if tap.network is None:
-            bridge, ifindex = self._lan_bridge(cast("BridgeName", tap.bridge), configuration, host)
+            place, _ = self._place(tap, configuration, host)
             self._not_on_a_lan(address)  # another request of the same call may be
-            link = host.links.by_index(ifindex)
-            mtu = link.mtu if link else 1500
             return Plan(
                 shared=(Shared(managed.FIREWALL, lambda: (managed.FirewallTables(),)),),
                 steps=(
                     FilterTap(ifname, owner.uid, address, (), (), unbound=1),
                     CreateTap(ifname, tap.queues),
                     *vhost,
-                    AttachTap(ifname, bridge, port_mac, address, mtu, altname),
+                    AttachTap(
+                        *(ifname, place.bridge, port_mac, address, place.mtu, altname),
+                        vlan=place.vlan,
+                        bridge_ifindex=place.ifindex,
+                    ),
                 ),
             )
         network = self.networks.named(tap.network, owner.uid, configuration, host)
@@ -303,6 +325,9 @@ class TapKind:
         made, rules, attached = _tap_steps(steps)
         bridge = attached.bridge
         is_managed = bridge.startswith(BRIDGE_PREFIX)
+        where: dict[str, object] = {"bridge": bridge, "vlan": attached.vlan}
+        if is_managed:
+            where = {"network": network_of(bridge)}
         return {
             "kind": self.name,
             "ifname": made.ifname,
@@ -311,7 +336,7 @@ class TapKind:
             "vhost": _has_vhost(steps),
             "mac": rules.mac,
             "mtu": attached.mtu,
-            ("network" if is_managed else "bridge"): network_of(bridge) if is_managed else bridge,
+            **where,
             "ipv4": rules.ipv4,
             "ipv6": rules.ipv6,
         }
@@ -321,7 +346,10 @@ class TapKind:
         return Share(taps=1, queues=queues, fds=queues if _has_vhost(steps) else 0)
 
     def watched(self, steps: Sequence[Step]) -> tuple[Watched, ...]:
-        return (_tap_steps(steps)[0].ifindex,)
+        made, _, attached = _tap_steps(steps)
+        # A bridge that filters VLANs no more has its guests in all of them. (One that stops in the
+        # milliseconds between the look at it and this is looked at again when it changes again.)
+        return (made.ifindex, *((attached.bridge_ifindex,) if attached.vlan else ()))
 
     def adopt(self, steps: Sequence[Step], adopted: Adopted) -> None:
         for step in steps:
@@ -367,11 +395,7 @@ class TapKind:
             return "the TAP is gone"
         if address != attached.mac:
             return "the TAP's address was changed by its holder"
-        try:
-            bridge = (device / "master").readlink().name
-        except OSError:
-            bridge = ""
-        return "" if bridge == attached.bridge else "the TAP is no longer on its bridge"
+        return self._port_fault(device, attached)
 
     def is_gone(self, steps: Sequence[Step], host: Host) -> bool:
         return host.links.by_index(_tap_steps(steps)[0].ifindex) is None
@@ -397,21 +421,31 @@ class TapKind:
         if address in self._lan_macs:
             raise Busy(f"the MAC address {address} is in use on this bridge")
 
-    def _lan_bridge(
-        self, name: BridgeName, configuration: Configuration, host: Host
-    ) -> tuple[BridgeName, int]:
-        link = host.links.by_name(name) if name in configuration.bridges else None
-        if link is None or link.kind != "bridge":
-            # One sentence for absent, no bridge and not offered: a caller learns nothing of the
-            # host.
-            raise NotFound(f"bridge: {name} is not a bridge that broker.toml offers")
-        assigned = (self._sys_class_net / name / "addr_assign_type").read_text(encoding="ascii")
-        if assigned != _NET_ADDR_SET:
-            raise DeviceUnsafe(
-                f"bridge: {name} has no MAC address of its own, so a guest could take it over;"
-                " an administrator must set one"
-            )
-        return name, link.ifindex
+    def _place(
+        self, request: TapRequest, configuration: Configuration, host: Host
+    ) -> tuple[Place, LanBridge]:
+        name = cast("BridgeName", request.bridge)
+        return find_place(name, request.vlan, configuration, host, self._sys_class_net)
+
+    def _port_fault(self, device: Path, attached: AttachTap) -> str:
+        """Why a TAP is not the port that it was made; empty: it is."""
+        bridge = device / "master"
+        try:
+            name, ifindex = bridge.readlink().name, int((bridge / "ifindex").read_text("ascii"))
+            learning = (device / "brport/learning").read_text("ascii").strip()
+        except OSError:
+            return "the TAP is no longer on its bridge"
+        # By its index a bridge of the LAN is the same under another name. One of ours is not, for
+        # the rules go by its name; nor is one in the record of a broker that did not keep indexes.
+        by_name = attached.bridge.startswith(BRIDGE_PREFIX) or not attached.bridge_ifindex
+        if (by_name and name != attached.bridge) or attached.bridge_ifindex not in (0, ifindex):
+            return "the TAP is no longer on its bridge"
+        if learning != "0":
+            # What its port was set to went with it, its VLAN too.
+            return "the TAP was taken from its bridge and put back"
+        if attached.vlan and not is_filtering(bridge / "bridge"):
+            return "the bridge no longer filters VLANs"
+        return ""
 
 
 def _altname(tap: TapRequest, owner: Owner) -> str:

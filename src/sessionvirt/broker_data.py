@@ -78,6 +78,7 @@ class TapGrant:
     :param vhost: whether it was given those.
     :param ifname: the host's name of it.
     :param altname: its second name, for people; empty: somebody else has that.
+    :param vlan: the one that was asked for on the bridge; 0: none was.
     :param mac: the only source address that the guest may use.
     :param mtu: bytes.
     :param ipv4: addresses that the guest may use; empty: not restricted.
@@ -95,6 +96,7 @@ class TapGrant:
     bridge: str
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...]
+    vlan: int = 0
     vhost_fds: tuple[Fd, ...] = ()
     vhost: bool = False
     altname: str = ""
@@ -240,7 +242,8 @@ class LeaseInfo:
 
     :param state: "held" or "releasing".
     :param since: seconds since the epoch.
-    :param allowed: "yes" without a prompt, "asked" after one.
+    :param allowed: "yes" without a prompt, "configured" where broker.toml answered it beforehand,
+        "asked" after one.
     :param drops: frames that the filter dropped, by reason.
     :param process: QEMU's, where it was let lock memory; else 0.
     """
@@ -315,6 +318,7 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         mtu=fields.number("mtu"),
         network=fields.text("network") if fields.has("network") else "",
         bridge=fields.text("bridge") if fields.has("bridge") else "",
+        vlan=fields.number("vlan") if fields.has("vlan") else 0,
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),
     )

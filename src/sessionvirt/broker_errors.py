@@ -34,7 +34,7 @@ _JOURNAL: Final = "the broker's journal has the details: journalctl -u sessionvi
 _RULE_FILE: Final = f"{EXAMPLE_RULE} goes to /etc/polkit-1/rules.d/"
 _RULE: Final = (
     "log in at this machine's own seat (no rule is needed there), or have an administrator allow "
-    f"it: {_RULE_FILE}"
+    f"it: {_RULE_FILE}; for a bridge of the LAN, users or groups in its table of broker.toml"
 )
 
 

@@ -30,17 +30,19 @@ class TapRequest:
 
     :param network: a managed network's name; or
     :param bridge: a bridge's name. Exactly one of the two.
+    :param vlan: of the bridge, the only one for the guest; None: the bridge's default one.
     :param mac: the guest's address; by default the broker derives one, the same at every start.
     :param queues: queue pairs.
     :param vhost: with a descriptor of /dev/vhost-net for each, where the host has it.
     :param name: how its alternative name on the host ends; by default as the VM's and its position.
-    :raise UsageError: both or none of network and bridge.
+    :raise UsageError: both or none of network and bridge, or a VLAN of a network.
     """
 
     kind: ClassVar[str] = "tap"
 
     network: str | None = None
     bridge: str | None = None
+    vlan: int | None = None
     mac: str | None = None
     queues: int = 1
     vhost: bool = False
@@ -54,6 +56,8 @@ class TapRequest:
     def __post_init__(self) -> None:
         if (self.network is None) == (self.bridge is None):
             raise UsageError("a TAP is asked for on a network or on a bridge")
+        if self.vlan is not None and self.bridge is None:
+            raise UsageError("a VLAN is asked for on a bridge")
 
     def parameters(self) -> Parameters:
         """Return what is sent."""
@@ -64,6 +68,8 @@ class TapRequest:
             "name": self.name,
         }
         sent: Parameters = {name: ("s", text) for name, text in texts.items() if text is not None}
+        if self.vlan is not None:
+            sent["vlan"] = ("u", self.vlan)
         if self.queues != 1:
             sent["queues"] = ("u", self.queues)
         if self.vhost:

@@ -345,6 +345,12 @@ def test_a_request_is_for_a_network_or_a_bridge() -> None:
         TapRequest()
     with pytest.raises(errors.UsageError):
         TapRequest(network="a", bridge="b")
+    with pytest.raises(errors.UsageError):
+        TapRequest(network="a", vlan=42)
+    assert TapRequest(bridge="br0", vlan=42).parameters() == {
+        "bridge": ("s", "br0"),
+        "vlan": ("u", 42),
+    }
     assert TapRequest(bridge="br0", queues=2).parameters() == {
         "bridge": ("s", "br0"),
         "queues": ("u", 2),

@@ -104,14 +104,6 @@ def refused(client: Client, *requests: tuple[str, dict[str, Variant]]) -> Refusa
     return refusal.value
 
 
-def test_d39_what_is_no_offered_bridge_is_not_told_apart(broker: Broker, alices: Client) -> None:
-    broker.configure("[bridge.absent0]\n[bridge.lo]\n")
-    with lan_bridge("br8"):
-        said = {name: refused(alices, bridge(name)) for name in ("absent0", "lo", "br8")}
-    assert {error.name for error in said.values()} == {"NotFound"}
-    assert len({error.text.replace(name, "X") for name, error in said.items()}) == 1
-
-
 def test_d39_a_bridge_without_an_address_of_its_own_is_unsafe(
     broker: Broker, alices: Client
 ) -> None:

@@ -9,7 +9,7 @@ module:
 ``namespaces``  a private view of /usr/local, /run, /etc and of the network
 ``host``        what that host looks like from the inside
 ``outside``     a second network namespace, the world beyond the uplink; ``peer`` answers there
-``lan``         a bridge as an administrator makes one
+``lan``         a bridge as an administrator makes one, and another host on its network
 ``daemon``      a daemon under test, and what it said
 ``bus``         Debian's own system bus, with service activation
 ``polkit``      Debian's own polkitd, and its rules

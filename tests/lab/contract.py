@@ -62,7 +62,7 @@ def documented() -> dict[str, dict[str, str]]:
         "leases": _inline(_between(text, "leases    each: lease", "-->"), "lease"),
         "facts": _inline(_between(text, "facts     version", "-->"), "version"),
     }
-    if "bridge s, as asked for" in grant:
+    if "or bridge s, as asked for" in grant:
         found["grant"]["bridge"] = "s"
     return found
 

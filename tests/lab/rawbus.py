@@ -143,26 +143,35 @@ class Client:
     """
 
     def __init__(self, user: User | int = 0) -> None:
-        uid = user if isinstance(user, int) else user.uid
+        uid, gid, groups = (
+            (user, os.getegid(), os.getgroups())
+            if isinstance(user, int)
+            else (user.uid, user.gid, user.groups)
+        )
         self._backlog: list[Answer] = []
         self._serial = 0
         self.name = ""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self.socket.settimeout(PATIENCE)
-            self._connect(uid)
+            self._connect(uid, gid, groups)
             self.name = str(self.bus_call("Hello")[0])
             self._read(PATIENCE)  # NameAcquired, which always follows
         except BaseException:
             self.close()
             raise
 
-    def _connect(self, uid: int) -> None:
+    def _connect(self, uid: int, gid: int, groups: list[int]) -> None:
+        own = os.getegid(), os.getgroups()
+        os.setgroups(groups)
+        os.setegid(gid)
         os.seteuid(uid)  # recorded by the kernel at connect(2), see unix(7), SO_PEERCRED
         try:
             self.socket.connect(str(SOCKET))
         finally:
             os.seteuid(0)
+            os.setegid(own[0])
+            os.setgroups(own[1])
         self.socket.sendall(b"\0AUTH EXTERNAL " + str(uid).encode().hex().encode() + b"\r\n")
         assert self._line().startswith(b"OK ")
         self.socket.sendall(b"NEGOTIATE_UNIX_FD\r\n")

@@ -159,6 +159,7 @@ class World:
             bridge=request.bridge or "",
             ipv4=("10.213.80.9",),
             ipv6=(),
+            vlan=request.vlan or 0,
             vhost_fds=tuple(vhost),
             vhost=bool(vhost),
             **words,

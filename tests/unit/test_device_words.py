@@ -56,7 +56,7 @@ def test_each_device_is_a_request_after_the_taps(*, with_group: bool) -> None:
     assert broker_requests(domain, with_group=with_group) == wanted
     both = dataclasses.replace(domain, interfaces=parsed("interfaces").value.interfaces)
     kinds = [type(each) for each in broker_requests(both)]
-    assert kinds == [TapRequest, TapRequest, PciRequest, PciRequest]
+    assert kinds == [TapRequest, TapRequest, TapRequest, PciRequest, PciRequest]
 
 
 def test_who_needs_nothing_asks_for_nothing() -> None:

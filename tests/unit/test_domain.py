@@ -37,6 +37,8 @@ pytestmark = pytest.mark.unit
 
 VDA = "<disk type='file'><source file='/a'/><target dev='vda'/></disk>"
 NIC = "<interface type='user'/>"
+LAN = "<interface type='bridge'><source bridge='b'/><vlan>{}</vlan></interface>"
+VLAN = "4: /domain/devices/interface/vlan"
 HOSTDEV = (
     "<hostdev mode='subsystem' type='pci' managed='yes'>"
     "<source><address bus='0x03' slot='0x00'/></source></hostdev>"
@@ -264,6 +266,28 @@ CONTRADICTIONS = {
     "a target that is no interface's name": (
         document("<interface type='user'><target dev='a/b'/></interface>"),
         "4: /domain/devices/interface/target/@dev",
+    ),
+    "VLAN of a network": (
+        document("<interface type='user'><vlan><tag id='1'/></vlan></interface>"),
+        "4: /domain/devices/interface/vlan",
+    ),
+    "VLAN without a tag": (
+        document("<interface type='bridge'><source bridge='b'/><vlan/></interface>"),
+        "4: /domain/devices/interface/vlan",
+    ),
+    "VLAN 4095": (document(LAN.format("<tag id='4095'/>")), f"{VLAN}/tag/@id"),
+    "VLAN 0": (document(LAN.format("<tag id='0'/>")), f"{VLAN}/tag/@id"),
+    "VLAN trunk": (
+        document(LAN.format("<tag id='1'/>").replace("<vlan", "<vlan trunk='yes'")),
+        VLAN,
+    ),
+    "VLAN trunk by two tags": (
+        document(LAN.format("<tag id='1'/><tag id='2'/>")),
+        VLAN,
+    ),
+    "VLAN trunk by a native tag": (
+        document(LAN.format("<tag id='1' nativeMode='tagged'/>")),
+        f"{VLAN}/tag/@nativeMode",
     ),
     "initrd without kernel": (
         document(rest="<os><initrd>/i</initrd></os>"),

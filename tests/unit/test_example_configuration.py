@@ -12,7 +12,7 @@ import pytest
 
 from lab.stage import ROOT
 from sessionvirt_broker.config import BUILTIN, PciPolicy, _Reader
-from sessionvirt_broker.wire import NetworkName
+from sessionvirt_broker.wire import BridgeName, NetworkName
 
 if TYPE_CHECKING:
     from sessionvirt_broker.config import Configuration
@@ -42,6 +42,7 @@ def test_what_is_commented_out_can_be_switched_on() -> None:
     assert set(configuration.networks) == {"default", "lab"}
     assert [host.label for host in configuration.networks[NetworkName("lab")].hosts] == ["build"]
     assert configuration.private == BUILTIN.private  # its values are the defaults
-    assert configuration.bridges == {"br0"}
+    assert set(configuration.bridges) == {"br0"}
+    assert configuration.bridges[BridgeName("br0")].permit.covers(1000, frozenset())
     assert configuration.pci == PciPolicy(deny=frozenset({"0000:00:1f.2"}))
     assert configuration.limits == BUILTIN.limits

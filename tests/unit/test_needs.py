@@ -52,9 +52,10 @@ def test_one_for_each_interface_in_order() -> None:
     mac = [interface.mac for interface in parsed("interfaces").value.interfaces]
     assert needs(parsed("interfaces").value) == (
         Need(NeedKind.TAP, 0, network="default", mac=mac[0], queues=2, mtu=1400, vhost=True),
-        Need(NeedKind.TAP, 1, bridge="br0", mac=mac[1]),
+        Need(NeedKind.TAP, 1, bridge="br0", vlan=42, mac=mac[1]),
         Need(NeedKind.USER, 2, mac=mac[2]),
         Need(NeedKind.USER, 3, mac=mac[3]),
+        Need(NeedKind.TAP, 4, bridge="br0", vlan=43, mac=mac[4]),
     )
 
 
@@ -79,6 +80,13 @@ def test_each_host_device_names_the_others() -> None:
     assert not any({"mac", "vlan"} & one.parameters().keys() for one in plain)
     # The other interface is the only one that a backend is made for.
     assert [need.interface for need in needs(parsed("hostdevs").value)] == [1]
+
+
+def test_a_vlan_is_asked_for_with_its_bridge() -> None:
+    requests = broker_requests(parsed("interfaces").value)
+    sent = [one.parameters() for one in requests]
+    assert [one.get("vlan") for one in sent] == [None, ("u", 42), ("u", 43)]
+    assert [one.get("bridge") for one in sent] == [None, ("s", "br0"), ("s", "br0")]
 
 
 @pytest.mark.parametrize(("queues", "fds"), [(11, True), (12, False)])

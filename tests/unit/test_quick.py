@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from golden.cases import BINARY, wiring
+from sessionvirt.cli.arguments import parser
+from sessionvirt.cli.definition import load_domain
 from sessionvirt.errors import DefinitionError, NotFoundError, UsageError
 from sessionvirt.model.addresses import PciAddress
 from sessionvirt.model.devices import CharType, DiskFormat
@@ -18,6 +20,8 @@ from sessionvirt.qemu.command import build
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sessionvirt.model.domain import Domain
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +38,7 @@ def test_a_disk(disk: Path) -> None:
         [QuickDisk(disk)],
         memory_mib=2048,
         vcpus=2,
-        networks=[QuickNetwork("default"), QuickNetwork(bridge="br0"), QuickNetwork()],
+        networks=[QuickNetwork("default"), QuickNetwork(bridge="br0", vlan=42), QuickNetwork()],
     )
     assert domain.name == "my-disk-1"
     assert (domain.memory, domain.vcpus) == (2 << 30, 2)
@@ -45,6 +49,8 @@ def test_a_disk(disk: Path) -> None:
         InterfaceType.BRIDGE,
         InterfaceType.USER,
     ]
+    vlans = [nic.vlan and [tag.id for tag in nic.vlan.tags] for nic in domain.interfaces]
+    assert vlans == [None, [42], None]
     assert parse_domain(dump_domain(domain), strict=True).value == domain
     assert build(domain, BINARY, wiring(domain)).argv
 
@@ -116,3 +122,21 @@ def test_what_cannot_be(tmp_path: Path, disk: Path) -> None:
         quick_domain([QuickDisk(disk)], memory_mib=0)
     with pytest.raises(DefinitionError, match="kernel"):
         quick_domain([QuickDisk(disk)], append="quiet")
+
+
+def test_a_vlan_of_the_command_line_is_the_interfaces(disk: Path) -> None:
+    def load(*words: str) -> Domain:
+        return load_domain(parser().parse_args(["run", *words, str(disk)]))
+
+    (nic,) = load("--bridge", "br0,vlan=42").interfaces
+    assert nic.vlan is not None
+    assert (nic.bridge, [tag.id for tag in nic.vlan.tags]) == ("br0", [42])
+    assert "<tag id='42'/>" in dump_domain(load("--bridge=br0,vlan=42"))
+    (nic,) = load("--bridge", "br0").interfaces
+    assert (nic.bridge, nic.vlan) == ("br0", None)
+    for text in ("0", "4095", "-1", "4_2", "\u0664", "x", "", " 42", "042", "42,vlan=42", "42,"):
+        with pytest.raises(UsageError, match="cannot be said after 'br0'"):
+            load("--bridge", f"br0,vlan={text}")
+    for text in ("br0,", "br0,vlan", "br0,mtu=1500", "br0,42"):
+        with pytest.raises(UsageError, match="cannot be said after 'br0'"):
+            load("--bridge", text)

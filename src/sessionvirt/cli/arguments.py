@@ -149,7 +149,9 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
         help="a managed network, 'user' (default), or 'none'",
     )
     network.add_argument(
-        "--bridge", metavar="BRIDGE[,queues=N]", help="a bridge that the administrator permits"
+        "--bridge",
+        metavar="BRIDGE[,vlan=ID][,queues=N]",
+        help="a bridge that the administrator permits",
     )
     quick.add_argument(
         "--pci",

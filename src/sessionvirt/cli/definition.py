@@ -13,6 +13,7 @@ from .output import say
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
@@ -68,11 +69,17 @@ def _from_xml(args: argparse.Namespace) -> Domain:
 
 
 def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
+    from sessionvirt.model.nic import MAX_QUEUES
     from sessionvirt.model.quick import QuickNetwork
 
-    name, queues = _queues(args.bridge or args.network or "user")
     if args.bridge is not None:
-        return (QuickNetwork(bridge=name, queues=queues),)
+        known = {"vlan": 4094, "queues": MAX_QUEUES}
+        bridge, numbers = _numbers("--bridge", args.bridge, known)
+        return (
+            QuickNetwork(bridge=bridge, vlan=numbers.get("vlan"), queues=numbers.get("queues", 1)),
+        )
+    name, numbers = _numbers("--network", args.network or "user", {"queues": MAX_QUEUES})
+    queues = numbers.get("queues", 1)
     if name in ("none", "user") and queues > 1:
         raise UsageError(
             f"--network {name} has no queues", advice="write a managed network, or --bridge"
@@ -82,20 +89,25 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     return (QuickNetwork(network=None if name == "user" else name, queues=queues),)
 
 
-def _queues(text: str) -> tuple[str, int]:
-    """Read ``NAME`` or ``NAME,queues=N``."""
-    name, comma, option = text.partition(",")
-    if not comma:
-        return name, 1
-    from sessionvirt.model.nic import MAX_QUEUES
+def _numbers(option: str, text: str, known: Mapping[str, int]) -> tuple[str, dict[str, int]]:
+    """Read ``NAME``, or ``NAME,KEY=NUMBER,...``.
 
-    found = re.fullmatch(r"queues=([0-9]{1,3})", option, re.ASCII)
-    if found is None or not 1 <= int(found[1]) <= MAX_QUEUES:
-        raise UsageError(
-            f"{option[:60]!a} cannot be said of a network",
-            advice=f"write {name},queues=N with N from 1 to {MAX_QUEUES}",
-        )
-    return name, int(found[1])
+    :param known: keys, each with its largest number.
+    :raise UsageError: another key, one twice, or a number that it cannot have.
+    """
+    name, *rest = text.split(",")
+    found: dict[str, int] = {}
+    for part in rest:
+        key, _, number = part.partition("=")
+        most = known.get(key, 0) if key not in found else 0
+        if not re.fullmatch(r"[1-9][0-9]{0,5}", number) or int(number) > most:
+            form = " or ".join(f"{key}=1 to {key}={last}" for key, last in known.items())
+            raise UsageError(
+                f"{option}: {part[:40]!a} cannot be said after {name[:40]!a}",
+                advice=f"write {form}",
+            )
+        found[key] = int(number)
+    return name, found
 
 
 def _devices(args: argparse.Namespace) -> tuple[PciAddress, ...]:

@@ -77,4 +77,6 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
         on = f"PCI group {grant.group}" + (f", VLAN {grant.vlan}" if grant.vlan else "")
         return on, grant.address, grant.mac, name
     on = grant.network or grant.bridge
+    if grant.vlan:
+        on = f"{on} VLAN {grant.vlan}"
     return on, grant.ifname, grant.mac, " ".join((*grant.ipv4, *grant.ipv6))

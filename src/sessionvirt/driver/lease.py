@@ -92,6 +92,7 @@ def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest:
     return TapRequest(
         network=need.network,
         bridge=need.bridge,
+        vlan=need.vlan,
         mac=need.mac,
         queues=need.queues,
         vhost=wanted and need.queues <= room,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .devices import Console, Disk, Serial
     from .domain import Domain
     from .hostdev import Hostdev
-    from .interface import HostPci
+    from .interface import HostPci, Vlan
 
 __all__ = ["check_domain", "check_hostdev", "check_interface"]
 
@@ -196,6 +196,8 @@ def check_interface(nic: Interface) -> None:
         _host_interface(nic)
     else:
         _emulated_interface(nic)
+    if nic.vlan is not None:
+        _vlan(nic, nic.vlan)
 
 
 def _emulated_interface(nic: Interface) -> None:
@@ -203,7 +205,6 @@ def _emulated_interface(nic: Interface) -> None:
     for said, path in (
         (nic.managed, "@managed"),
         (nic.source is not None, "source/address"),
-        (nic.vlan is not None, "vlan"),
     ):
         if said:
             nic.at(path).refuse(f"does not go with type='{nic.type}'", hostdev)
@@ -249,15 +250,20 @@ def _host_interface(nic: Interface) -> None:
             nic.at(path).refuse(
                 "a device of the host has it by its own driver in the guest", "Leave it out."
             )
-    if nic.vlan is None:
-        return
-    if nic.vlan.trunk or len(nic.vlan.tags) != 1:
+
+
+def _vlan(nic: Interface, vlan: Vlan) -> None:
+    if nic.type not in (InterfaceType.BRIDGE, InterfaceType.HOSTDEV):
         nic.at("vlan").refuse(
-            "a function of a card has one VLAN, and no trunk of several",
-            "Write <vlan><tag id='42'/></vlan>, or leave it out.",
+            f"does not go with type='{nic.type}'", "Write type='bridge', or leave <vlan> out."
+        )
+    if vlan.trunk or len(vlan.tags) != 1:
+        nic.at("vlan").refuse(
+            "an interface has one VLAN, and no trunk of several",
+            "Write <vlan><tag id='42'/></vlan>, and an <interface> for each further one.",
         )
     if nic.vlan_id not in _VLANS:
-        nic.vlan.tags[0].at("@id").refuse(
+        vlan.tags[0].at("@id").refuse(
             f"there is no VLAN {nic.vlan_id}", "Write a number from 1 to 4094, or no <vlan>."
         )
 

@@ -56,14 +56,17 @@ class LinkState(StrEnum):
 
 @mapped
 class VlanTag(Element):
-    """``<tag>`` inside ``<vlan>``."""
+    """``<tag>`` inside ``<vlan>``; the frames of the guest have none."""
 
     id: int = attr("@id", Integer(0, 4095), required=True)
+    native: str | None = attr(
+        "@nativeMode", Pattern("untagged", "'untagged': frames with a tag are not possible")
+    )
 
 
 @mapped
 class Vlan(Element):
-    """``<vlan>``. The card of a host adds and removes one tag; a trunk is refused by the check."""
+    """``<vlan>``. The host's card or bridge adds and removes one tag; the check refuses a trunk."""
 
     trunk: bool | None = attr("@trunk", YesNo)
     tags: tuple[VlanTag, ...] = children("tag", VlanTag)
@@ -76,7 +79,8 @@ class Interface(Device):
     :param mac: with the type hostdev: where silent, the card gives it what it has.
     :param mtu: bytes.
     :param managed: as of a host device, with the type hostdev, and so is ``source``.
-    :param vlan: with the type hostdev; where silent, what an administrator has set.
+    :param vlan: where silent, with the type hostdev, what an administrator has set; on a bridge,
+        its default one.
     :param rom_bar: as of a host device, with every type, and so is ``rom_file``.
     :param target: what people call the TAP, whose first name is the broker's.
     """

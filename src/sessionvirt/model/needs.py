@@ -37,6 +37,7 @@ class Need:
     :param interface: its index in the domain.
     :param network: a managed network's name; else None.
     :param bridge: a bridge's name; else None. For a TAP exactly one of the two is there.
+    :param vlan: of the bridge; None: its default one.
     :param mac: the address the document asks for; None: any.
     :param mtu: bytes; None: the network's.
     :param vhost: True: the host's kernel has to move its packets; False: it must not, or the model
@@ -48,6 +49,7 @@ class Need:
     interface: int
     network: str | None = None
     bridge: str | None = None
+    vlan: int | None = None
     mac: MacAddress | None = None
     queues: int = 1
     mtu: int | None = None
@@ -75,6 +77,7 @@ def interface_need(nic: Interface, index: int) -> Need:
         index,
         network=nic.network if nic.type is InterfaceType.NETWORK else None,
         bridge=nic.bridge if nic.type is InterfaceType.BRIDGE else None,
+        vlan=nic.vlan_id,
         mac=nic.mac,
         queues=nic.queues,
         mtu=nic.mtu,

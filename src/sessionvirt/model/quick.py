@@ -26,7 +26,7 @@ from .devices import (
 )
 from .domain import Boot, BootDevice, Cpu, CpuMode, Domain, Features, Os
 from .hostdev import Hostdev, HostPlace
-from .interface import Interface, InterfaceType, NicModel
+from .interface import Interface, InterfaceType, NicModel, Vlan, VlanTag
 from .nic import NicDriver
 
 if TYPE_CHECKING:
@@ -69,11 +69,13 @@ class QuickNetwork:
     """One interface: a managed network, a bridge, or (neither) user mode.
 
     :param queues: pairs of queues; not for user mode.
+    :param vlan: on the bridge.
     """
 
     network: str | None = None
     bridge: str | None = None
     queues: int = 1
+    vlan: int | None = None
 
 
 def disk_format(path: Path) -> DiskFormat:
@@ -170,6 +172,7 @@ def _interface(network: QuickNetwork) -> Interface:
         bridge=network.bridge,
         model=NicModel.VIRTIO,
         driver=NicDriver(queues=network.queues) if network.queues > 1 else None,
+        vlan=Vlan(tags=(VlanTag(id=network.vlan),)) if network.vlan is not None else None,
     )
 
 

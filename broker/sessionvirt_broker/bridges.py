@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``[bridge.NAME]`` of ``broker.toml``: a bridge of the LAN, and for whom nobody need be asked.
+
+What is said here is what an administrator has said beforehand in place of an answer to a prompt. It
+makes no request possible that polkit refuses, and nobody is anything by name: users and groups are
+numbers when the file has been read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .accounts import GROUPS, LARGEST, USERS
+from .kind import NOBODY, Permit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .accounts import AccountFile
+    from .errors import ConfigurationError
+
+    #: Makes the error for a key, with its line.
+    Wrong = Callable[[tuple[str, ...], str], ConfigurationError]
+
+#: 0 and 4095 are reserved (IEEE 802.1Q).
+VLANS = range(1, 4095)
+_RANGE = re.compile(r"([1-9][0-9]{0,3})-([1-9][0-9]{0,3})")
+KEYS = ("users", "groups", "vlans")
+
+
+@dataclass(frozen=True, slots=True)
+class LanBridge:
+    """One bridge that may be asked for.
+
+    :param permit: for whom a prompt is answered already.
+    :param vlans: those that may be asked for; who names none is in the bridge's default one.
+    """
+
+    permit: Permit = NOBODY
+    vlans: frozenset[int] = frozenset()
+
+
+def read_bridge(name: str, body: dict[str, object], wrong: Wrong) -> LanBridge:
+    """One table.
+
+    :raise ConfigurationError: it is wrong.
+    """
+    at = ("bridge", name)
+    for key in body:
+        if key not in KEYS:
+            raise wrong((*at, key), f"{key!a} is not known here")
+    users = _accounts((*at, "users"), body.get("users", []), USERS, wrong)
+    groups = _accounts((*at, "groups"), body.get("groups", []), GROUPS, wrong)
+    return LanBridge(Permit(users, groups), _vlans((*at, "vlans"), body.get("vlans", []), wrong))
+
+
+def _accounts(
+    key: tuple[str, ...], value: object, file: AccountFile, wrong: Wrong
+) -> frozenset[int]:
+    if not isinstance(value, list):
+        raise wrong(key, f"must be a list of {file.noun}s, by name or number")
+    known = file.numbers() if any(isinstance(one, str) for one in value) else {}
+    found = set()
+    for one in value:
+        if isinstance(one, str):
+            if one not in known:
+                raise wrong(key, f"there is no {file.noun} {one[:64]!a} in {file.path}")
+            found.add(known[one])
+        elif type(one) is int and 0 <= one <= LARGEST:
+            found.add(one)
+        else:
+            raise wrong(key, f"has an entry that is no {file.noun}'s name or number")
+    return frozenset(found)
+
+
+def _vlans(key: tuple[str, ...], value: object, wrong: Wrong) -> frozenset[int]:
+    if not isinstance(value, list):
+        raise wrong(key, 'must be a list of VLANs, like [42, "100-110"]')
+    found: set[int] = set()
+    for one in value:
+        if type(one) is int:
+            first = last = one
+        elif isinstance(one, str) and (parts := _RANGE.fullmatch(one)):
+            first, last = int(parts[1]), int(parts[2])
+        else:
+            raise wrong(key, 'has an entry that is neither like 42 nor like "100-110"')
+        if first not in VLANS or last not in VLANS or first > last:
+            raise wrong(key, "has an entry that is not from 1 to 4094")
+        found.update(range(first, last + 1))
+    return frozenset(found)
