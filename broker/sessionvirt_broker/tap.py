@@ -339,7 +339,18 @@ class TapKind:
             **where,
             "ipv4": rules.ipv4,
             "ipv6": rules.ipv6,
+            "dns": self._dns_name(steps),
         }
+
+    def _dns_name(self, steps: Sequence[Step]) -> str:
+        """What its guest is found by on its network; empty: nothing."""
+        for step in steps:
+            if isinstance(step, HostEntry):
+                network = self.networks.as_started(step.bridge)
+                static = network.host_of(step.mac) if network else None
+                label = static.label if static else step.name
+                return ".".join(filter(None, (label, step.domain))) if label else ""
+        return ""
 
     def share(self, steps: Sequence[Step]) -> Share:
         queues = _tap_steps(steps)[0].queues

@@ -82,6 +82,7 @@ class TapGrant:
     :param mac: the only source address that the guest may use.
     :param mtu: bytes.
     :param ipv4: addresses that the guest may use; empty: not restricted.
+    :param dns: what it is found by on its network; empty: nothing.
     :param ipv6: likewise, beside the link-local one of the MAC.
     """
 
@@ -100,6 +101,7 @@ class TapGrant:
     vhost_fds: tuple[Fd, ...] = ()
     vhost: bool = False
     altname: str = ""
+    dns: str = ""
 
     @property
     def descriptors(self) -> tuple[Fd, ...]:
@@ -312,6 +314,7 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         vhost_fds=given[queues:],
         vhost=vhost,
         altname=fields.text("altname"),
+        dns=fields.text("dns"),
         ifname=fields.text("ifname"),
         ifindex=fields.number("ifindex"),
         mac=fields.text("mac"),

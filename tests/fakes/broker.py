@@ -34,6 +34,7 @@ def grant(number: int, queues: list[int]) -> dict[str, Variant]:
         "ipv6": Variant("as", []),
         "vhost": Variant("b", value=False),
         "altname": Variant("s", "svt-1000-vm-0"),
+        "dns": Variant("s", "vm.default.internal"),
     }
 
 

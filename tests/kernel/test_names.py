@@ -102,12 +102,14 @@ def test_a_guest_is_found_by_its_name(broker: Broker, alices: Client, bobs: Clie
         for name in ("web-server", "web-server.lab.internal"):
             assert address(tap, name) == [tap.ipv4]
             assert address(tap, name, AAAA) == sorted(tap.facts["ipv6"])
+        assert tap.facts["dns"] == "web-server.lab.internal"
         for one in (tap.ipv4, *tap.facts["ipv6"]):
             status, (data,) = ask(tap, ipaddress.ip_address(one).reverse_pointer, PTR)
             assert status == 0
             assert data == encoded("web-server.lab.internal")
         with bobs.acquire(network_tap("lab"), vm="web.SERVER") as other:
             # The first has the name, and the second none.
+            assert other.tap.facts["dns"] == ""
             assert address(tap, "web-server") == [tap.ipv4]
             status, names = ask(tap, ipaddress.ip_address(other.tap.ipv4).reverse_pointer, PTR)
             assert (status, names) == (NXDOMAIN, [])
@@ -127,6 +129,7 @@ def test_static_hosts_records_and_options(broker: Broker, alices: Client) -> Non
         tap, db = lease.tap, static.tap
         assert db.ipv4 == "10.65.0.3"
         assert db.facts["ipv6"][1] == "fd65::33"
+        assert db.facts["dns"] == "db.lab.internal"
         assert address(tap, "db") == ["10.65.0.3"]
         assert address(tap, "db.lab.internal", AAAA) == ["fd65::33"]
         assert address(tap, "printer") == ["192.168.1.9"]

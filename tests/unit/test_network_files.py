@@ -43,8 +43,11 @@ def document(inside: str, *, name: str = "lab", attributes: str = "") -> str:
 
 
 def imported(text: str) -> dict[str, Any]:
-    """What TOML makes of the whole text that is printed for a document."""
-    return tomllib.loads(printed(text))
+    """What TOML makes of the whole text that is printed for a document; the broker takes it."""
+    said = printed(text)
+    found = tomllib.loads(said)
+    _Reader(Path("broker.toml"), said).configuration(found)
+    return found
 
 
 def printed(text: str) -> str:

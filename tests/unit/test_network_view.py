@@ -160,7 +160,8 @@ def test_who_is_on_it_and_not_elsewhere() -> None:
 
 
 def test_the_shape_for_programs() -> None:
-    shown = plain(seen(lease(tap()), ports=frozenset({"svt01", "svt02"})))
+    one = tap(dns="guest.default.internal")
+    shown = plain(seen(lease(one), ports=frozenset({"svt01", "svt02"})))
     assert json.loads(json.dumps(shown)) == {
         "name": "default",
         "type": "network",
@@ -184,6 +185,7 @@ def test_the_shape_for_programs() -> None:
                 "mtu": 1500,
                 "ipv4": ["10.213.80.9"],
                 "ipv6": ["fd00::9"],
+                "dns": "guest.default.internal",
                 "totals": {
                     "in_bytes": 2_500, "in_packets": 13, "out_bytes": 9_000_000,
                     "out_packets": 6_000,

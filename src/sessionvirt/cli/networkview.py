@@ -134,6 +134,7 @@ def _plain(interface: Interface) -> dict[str, object]:
         "mtu": tap.mtu,
         "ipv4": tap.ipv4,
         "ipv6": tap.ipv6,
+        "dns": tap.dns,
         "totals": asdict(interface.totals) if interface.totals else None,
         "rates": asdict(interface.rates) if interface.rates else None,
         "drops": lease.drops,
@@ -221,7 +222,7 @@ def _drops(interface: Interface) -> str:
 
 def _identity(interface: Interface) -> str:
     tap = interface.tap
-    return " ".join((tap.ifname, tap.mac, *tap.ipv4, *tap.ipv6))
+    return " ".join((tap.ifname, tap.mac, *tap.ipv4, *tap.ipv6, *filter(None, (tap.dns,))))
 
 
 def _paragraph(interface: Interface, width: int) -> list[str]:
