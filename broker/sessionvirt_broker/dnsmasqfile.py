@@ -38,6 +38,7 @@ def configuration(directory: Path, network: Network, *, ipv6_out: bool) -> str:
         "pid-file=",
         "leasefile-ro",
         "dhcp-authoritative",
+        "dhcp-ignore-names",  # a guest is called what it was given, not what it says
         "no-ping",
         f"dhcp-lease-max={number_count(network)}",
         f"dhcp-hostsdir={directory / 'hosts'}",

@@ -13,6 +13,7 @@ import pytest
 
 from lab import frames, host
 from lab.client import RefusalError, network_tap
+from lab.guesttraffic import dhcp4, dhcp6, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +188,25 @@ def test_no_name_of_a_callers_reaches_dnsmasq_but_as_a_label(
         assert ask(lease.tap, "wpad.lab.internal")[0] == NXDOMAIN
         text = "".join(files)
         assert not set(text) - set("abcdefghijklmnopqrstuvwxyz0123456789-.,:[] \n")
+
+
+def test_a_guest_gives_itself_no_name(broker: Broker, alices: Client) -> None:
+    """What it says in DHCP is no way round what its machine may be called."""
+    broker.configure(f'[network.lab]\nipv4 = "{GATEWAY}/24"\nipv6 = "{GATEWAY6}/64"\n')
+    with alices.acquire(network_tap("lab"), vm="honest") as lease:
+        tap = lease.tap
+        tap.attentive = True
+        for name in ("wpad", "stranger"):
+            given, options = dhcp4(tap, frames.DISCOVER, option12=name.encode())
+            asked = {"option50": packed(given), "option54": options[54], "option12": name.encode()}
+            assert dhcp4(tap, frames.REQUEST, **asked)[0] == tap.ipv4
+        fqdn = (39, b"\x01" + encoded("stranger6"))
+        _, options = dhcp6(tap, frames.SOLICIT, fqdn)
+        assert dhcp6(tap, frames.REQUEST6, (2, options[2]), fqdn)[0] == frames.REPLY
+        for name in ("wpad", "stranger", "stranger6"):
+            for whole in (name, f"{name}.lab.internal"):
+                assert address(tap, whole) == address(tap, whole, AAAA) == []
+        assert address(tap, "honest") == [tap.ipv4]
 
 
 def broker_files() -> list[str]:
