@@ -17,7 +17,9 @@ A network's mode is which of the sets of ``table inet`` its prefixes are in: ``n
 out, ``masqueraded`` by NAT, ``inward`` may be reached from outside; of an isolated network only the
 gateway's address is known. An open network's bridge is in ``open_bridges``, and nothing at layer 3
 is judged there, but that networks, and users, stay apart in every mode. Whoever comes from outside
-with an address of a guest is none.
+with an address of a guest is none. A gateway is one on its own bridge only (``fib``: whose address
+it is there): to Linux an address is the whole host's, and another network's DNS, with the names of
+its guests and the way out that its questions have, would be everybody's.
 
 The text takes away what an earlier edition of ours has left, and stands in its place in the same
 transaction: at no time is there nothing.
@@ -78,7 +80,7 @@ REASONS = (
 )
 
 #: A chain of this name in both tables says that they are ours, and which edition.
-MARKER = "sessionvirt_2"
+MARKER = "sessionvirt_3"
 #: Of any edition; one that an earlier broker left is replaced, in one transaction.
 MARKERS = re.compile(r"sessionvirt_[0-9]{1,4}")
 
@@ -276,10 +278,10 @@ table inet sessionvirt {
   chain to_host {
     ct state established,related accept
     udp sport 68 udp dport 67 accept
-    ip daddr @gateways4 meta l4proto { tcp, udp } th dport 53 accept
-    ip daddr @gateways4 icmp type echo-request accept
-    ip6 daddr @gateways6 meta l4proto { tcp, udp } th dport 53 accept
-    ip6 daddr @gateways6 icmpv6 type echo-request accept
+    ip daddr @gateways4 meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept
+    ip daddr @gateways4 icmp type echo-request fib daddr . iif type local accept
+    ip6 daddr @gateways6 meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept
+    ip6 daddr @gateways6 icmpv6 type echo-request fib daddr . iif type local accept
     udp sport 546 udp dport 547 accept
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
     icmpv6 type { mld-listener-report, mld2-listener-report, mld-listener-done } accept

@@ -325,6 +325,21 @@ def test_networks_stay_apart(version: int, guests: dict[str, tuple[Guest, ...]])
         assert [p for p in receiver.after() if p.payload == b"across"] == []
 
 
+@versions
+def test_a_gateway_is_its_own_networks(version: int, guests: dict[str, tuple[Guest, ...]]) -> None:
+    """Neither is another network's DNS to be had, which knows its guests and may pass questions on,
+    nor is to be seen whether that network is up.
+    """
+    for one, two in itertools.permutations(GATEWAYS, 2):
+        if one == "o":  # which reaches all of the host
+            continue
+        guest, gateway = guests[one][0], GATEWAYS[two][version == 6]
+        guest.tap.waiting()
+        port = next(_ports)
+        found = guest.after(guest.tcp(gateway, (port, 53)), guest.echo(gateway, port))
+        assert [p for p in found if p.source == gateway] == []
+
+
 def test_a_route_is_advertised_where_there_is_one(guests: dict[str, tuple[Guest, ...]]) -> None:
     lifetimes = {}
     for name, (guest, *_) in guests.items():
