@@ -7,6 +7,7 @@ in the test host, and that the messages are well formed in ``tests/kernel/test_n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -40,6 +41,7 @@ from sessionvirt_broker.vfiosteps import AssignDevice, GiveGroup, OverrideDriver
 from sessionvirt_broker.wire import Fields, VmName
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sessionvirt_broker.kind import Offer, Plan, Request
@@ -195,6 +197,7 @@ def test_the_prompt_says_what_is_given_on_the_network(
 ) -> None:
     offer, plain = lab.survey(**fields), lab.survey()
     assert (offer.action, plain.action) == ("pci-network", "pci-assign")
+    assert (offer.includes, plain.includes) == ("pci-assign", "")
     assert offer.sentence == (
         'Authentication is required to give "$(device)" ($(address)) to the virtual machine'
         f' "$(vm)", as a host of its own on {where}. The host cannot use it until the machine ends.'
@@ -416,6 +419,31 @@ def test_nothing_is_put_back_while_somebody_has_it(
 ) -> None:
     step = lab.step(mac=MAC)
     step.execute(lab.host)
+    with _somebody_has_it(lab, monkeypatch), pytest.raises(Busy):
+        step.undo(lab.host)
+    assert lab.links.functions[0].mac == MAC
+    lab.vfio.let_go()
+    step.undo(lab.host)
+    lab.vfio.let_go()
+    assert lab.links.functions[0] == FORMER
+
+
+def test_nothing_is_set_while_somebody_has_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that another program has bound to VFIO, and runs a guest with."""
+    (lab.first / "driver").unlink()
+    lab.tree.bind(lab.first, "vfio-pci")
+    step = lab.step(mac=MAC, managed=False)
+    with _somebody_has_it(lab, monkeypatch), pytest.raises(Busy, match="group 6"):
+        step.execute(lab.host)
+    assert lab.links.set == []
+    lab.vfio.let_go()
+    step.execute(lab.host)
+    lab.vfio.let_go()
+    assert lab.links.functions[0].mac == MAC
+
+
+@contextlib.contextmanager
+def _somebody_has_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     lab.vfio.node("6").touch()
     plainly = os.open
 
@@ -426,13 +454,7 @@ def test_nothing_is_put_back_while_somebody_has_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", busy)
-        with pytest.raises(Busy):
-            step.undo(lab.host)
-    assert lab.links.functions[0].mac == MAC
-    lab.vfio.let_go()
-    step.undo(lab.host)
-    lab.vfio.let_go()
-    assert lab.links.functions[0] == FORMER
+        yield
 
 
 def test_what_is_gone_needs_nothing(lab: Lab) -> None:
