@@ -71,7 +71,7 @@ class Consent:
         known: dict[Offer, Answer] = {}
         for offer in offers:
             if offer not in known:
-                answer = await self._authority.check(caller, offer.action, _details(offer))
+                answer = await self._answer(caller, offer)
                 permitted = offer.permit.covers(caller.uid, caller.groups)
                 if answer is Answer.WOULD_ASK and permitted:
                     answer = Answer.CONFIGURED
@@ -80,6 +80,14 @@ class Consent:
             if refusing and answer not in _NOT_REFUSED:
                 raise NotAuthorized(f"polkit refuses {offer.summary}")
         return [known[offer] for offer in offers]
+
+    async def _answer(self, caller: Caller, offer: Offer) -> Answer:
+        if offer.includes:
+            # Nobody gets by a further wish what a rule refuses him without it.
+            answer = await self._authority.check(caller, offer.includes, _details(offer))
+            if answer not in (Answer.YES, Answer.WOULD_ASK):
+                return answer
+        return await self._authority.check(caller, offer.action, _details(offer))
 
     async def obtain(
         self,

@@ -223,6 +223,7 @@ class PciKind:
                 found.drivers,
                 *((one.card, one.number) for one in settings),
             ),
+            includes="pci-assign" if pci.network else "",
         )
 
     def plan(

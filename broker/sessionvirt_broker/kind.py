@@ -85,6 +85,7 @@ class Offer:
     :param summary: a noun phrase for a sentence that names several offers.
     :param facts: what must still be true when the answer comes.
     :param permit: for whom broker.toml answers where polkit would ask.
+    :param includes: another action that this one gives all of: a no to that is a no to this.
     """
 
     action: str
@@ -94,6 +95,7 @@ class Offer:
     share: Share
     facts: tuple[object, ...]
     permit: Permit = NOBODY
+    includes: str = ""
 
 
 @dataclass(frozen=True, slots=True)

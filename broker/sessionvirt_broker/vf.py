@@ -149,8 +149,8 @@ class SetFunction(Step):
                 yield ("trust", 0), ("trust", 1)
 
     def execute(self, host: Host) -> Self:
-        # One that is VFIO's already (managed='no') may be in use by somebody else's guest, which would
-        # be taken off its network.
+        # One that is VFIO's already (managed='no') may be in use by somebody else's guest, which
+        # would be taken off its network.
         host.vfio.keep_out(self.group)
         port = _port(self.physical, self.address, host)
         if port.number != self.number or not all(port.has(was) for _, was in self._changes()):
