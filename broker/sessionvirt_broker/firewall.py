@@ -35,6 +35,7 @@ _BRIDGE_SETS = (
     "addresses4",
     "addresses6",
     "targets",
+    "clients",
     "unbound",
     "owners",
     "peers",
@@ -82,6 +83,7 @@ class TapRules:
                 ("targets", {"concat": [name, hex(int(ipaddress.IPv6Address(address)))]})
                 for address in addresses6
             ),
+            ("clients", {"concat": [name, hex(int(self.mac.replace(":", ""), 16))]}),
             *([("unbound", name)] if self.unbound else []),
             ("owners", [name, self.uid]),
             ("peers", {"concat": [name, self.uid]}),

@@ -33,7 +33,9 @@ nft cannot follow to its transport is not accepted (``meta l4proto >= 0``: it ha
 be spared what is asked about ports and types. DHCP servers are known by either port, for clients
 look at their own only; in first fragments, for Linux 6.18 lets nft find "ports" in IPv4's later
 ones (measured). A first IPv6 fragment must have its transport header, or a second one could bring
-what the first was not judged by (RFC 7113).
+what the first was not judged by (RFC 7113). A DHCP server knows its clients by the hardware address
+in their messages (``chaddr``), so that is a guest's own: with another's it could decline that one's
+address, which is nobody's then for ten minutes.
 
 Nobody asks who wants which group (IGMP, MLD): a bridge that hears a query takes the port for a
 router's and gives groups to their known members only, which cuts others' guests off from neighbour
@@ -57,7 +59,7 @@ libnftables looks up any index as a name first (measured: 11 ms a change with 50
 name).
 
 ``targets`` holds IPv6 addresses as 128-bit numbers: nft 1.0.6 cannot spell ``icmpv6 taddr``, and
-the same field as raw payload has the type "integer".
+the same field as raw payload has the type "integer". So has ``chaddr`` in ``clients``.
 """
 
 from __future__ import annotations
@@ -120,6 +122,9 @@ table bridge sessionvirt {{
   set targets {{
     typeof iifname . @th,64,128
   }}
+  set clients {{
+    typeof iifname . @th,288,48
+  }}
   set unbound {{
     type ifname
   }}
@@ -145,9 +150,14 @@ table bridge sessionvirt {{
     arp htype 1 arp ptype ip arp hlen 6 arp plen 4 jump arp_hardware
     goto drop_arp
   }
+  chain dhcp_client {
+    meta iifname . @th,288,48 @clients return
+    goto drop_dhcp
+  }
   chain first_fragment4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
+    udp dport 67 jump dhcp_client
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
   }
   chain check_igmp {

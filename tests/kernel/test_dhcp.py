@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 GATEWAY = "10.213.80.1"
-NAK = 6
+DECLINE, NAK = 4, 6
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,24 @@ def test_a_second_guest_gets_its_own_while_dnsmasq_runs(tap: Tap, bobs: Client) 
         assert lease.tap.ipv4 != tap.ipv4
         assert dhcp4(lease.tap, frames.DISCOVER)[0] == lease.tap.ipv4
         assert address_in(dhcp6(lease.tap, frames.SOLICIT)[1]) == lease.tap.ipv6
+    assert dhcp4(tap, frames.DISCOVER)[0] == tap.ipv4
+
+
+def test_nobody_speaks_for_another_in_dhcp(tap: Tap, bobs: Client) -> None:
+    """A DHCPDECLINE takes an address out of use for ten minutes, whoever's hardware address it is
+    that the message has; and any other would tell which address somebody has.
+    """
+    server = dhcp4(tap, frames.DISCOVER)[1][54]
+    with bobs.acquire() as lease:
+        for kind in (DECLINE, frames.DISCOVER):
+            told = {50: packed(tap.ipv4), 54: server, 61: b"\x01" + frames.mac_bytes(tap.mac)}
+            message = frames.dhcp4(kind, tap.mac, told)
+            segment = frames.udp("0.0.0.0", "255.255.255.255", (68, 67), message)
+            packet = frames.ipv4("0.0.0.0", "255.255.255.255", frames.UDP, segment)
+            lease.tap.send(frames.ethernet(frames.BROADCAST, lease.tap.mac, frames.IPV4, packet))
+        assert lease.drops() == {"dhcp": 2}
+        lease.tap.attentive = True
+        assert dhcp4(lease.tap, frames.DISCOVER)[0] == lease.tap.ipv4
     assert dhcp4(tap, frames.DISCOVER)[0] == tap.ipv4
 
 

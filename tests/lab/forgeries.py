@@ -76,6 +76,11 @@ def dhcp_offer(a: Tap, b: Tap, ports: tuple[int, int]) -> bytes:
     return a.udp4(b.mac, b.ipv4, ports, offer)
 
 
+def asked(client: Tap) -> bytes:
+    """What a DHCP client says who looks for a server."""
+    return frames.dhcp4(frames.DISCOVER, client.mac)
+
+
 def option_of_4_bytes(a: Tap, b: Tap, ports: tuple[int, int]) -> bytes:
     """A datagram in a packet with an IP option (router alert, RFC 2113)."""
     segment = frames.udp(a.ipv4, b.ipv4, ports)
@@ -160,9 +165,20 @@ FORGERIES = {
                 "0.0.0.0",
                 "255.255.255.255",
                 frames.UDP,
-                frames.udp("0.0.0.0", "255.255.255.255", (68, 67)),
+                frames.udp("0.0.0.0", "255.255.255.255", (68, 67), asked(a)),
             ),
         ),
+    ),
+    "dhcp-client-with-another's-address": Forgery(
+        "dhcp",
+        lambda a, b: a.udp4(b.mac, b.ipv4, (68, 67), asked(b)),
+        lambda a, b: a.udp4(b.mac, b.ipv4, (68, 67), asked(a)),
+    ),
+    "dhcp-client-cut-short": Forgery(
+        "dhcp",
+        # By fragments: what is in the next would not be looked at.
+        lambda a, b: a.udp4(b.mac, b.ipv4, (68, 67), asked(a)[:32]),
+        lambda a, b: a.udp4(b.mac, b.ipv4, (68, 67), asked(a)[:34]),
     ),
     "ipv4-later-fragment": Forgery(
         "ipv4",

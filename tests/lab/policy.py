@@ -85,6 +85,8 @@ def _ipv4(body: bytes, guest: Guest) -> str:
     sport, dport = _ports(payload) if body[9] == _UDP else (None, None)
     if sport == 67 or dport == 68:
         return "dhcp"
+    if dport == 67 and payload[36:42] != guest.mac:  # chaddr (RFC 2131, 2)
+        return "dhcp"
     if body[9] == _IGMP and payload[:1] not in _REPORTS:
         return "router"
     client = not any(body[12:16]) and (sport, dport) == (68, 67)

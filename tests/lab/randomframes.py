@@ -65,13 +65,17 @@ def seldom() -> st.SearchStrategy[bool]:
 
 
 @st.composite
-def _transport(draw: Draw, source: str, target: str, protocols: tuple[int, ...]) -> Any:
+def _transport(
+    draw: Draw, scene: Scene, source: str, target: str, protocols: tuple[int, ...]
+) -> Any:
     """Protocol and payload."""
+    clients = scene.sender, scene.peer
     protocol = draw(st.sampled_from(protocols))
     ports = draw(mostly((4000, 4001), *((p, 4000) for p in PORTS), *((4000, p) for p in PORTS),
                         (67, 68), (68, 67), (546, 547), (547, 546)))  # fmt: skip
     if protocol == frames.UDP:
-        return protocol, frames.udp(source, target, ports, b"random")
+        data = draw(st.sampled_from((b"random", *(frames.dhcp4(1, one.mac) for one in clients))))
+        return protocol, frames.udp(source, target, ports, data)
     if protocol == frames.TCP:
         return protocol, frames.tcp(source, target, ports, draw(st.sampled_from((2, 16, 4))))
     return protocol, draw(st.binary(min_size=0, max_size=24))
@@ -84,7 +88,7 @@ def _ipv4(draw: Draw, scene: Scene, mac: str, target_mac: str) -> bytes:
                          "255.255.255.255", "127.0.0.1", "224.0.0.1", "192.0.2.9"))  # fmt: skip
     target = draw(mostly(b.ipv4, scene.gateway4, scene.stranger.ipv4, "255.255.255.255",
                          "224.0.0.251", "224.0.0.1", "192.0.2.9", a.ipv4))  # fmt: skip
-    protocol, payload = draw(_transport(source, target, (17, 17, 17, 6, 1, 2, 4, 50, 132)))
+    protocol, payload = draw(_transport(scene, source, target, (17, 17, 17, 6, 1, 2, 4, 50, 132)))
     if protocol == frames.ICMP:
         payload = frames.echo4(7, b"random")
     elif protocol == 2:  # IGMP: queries, reports, leave (RFC 2236, RFC 3376)
@@ -131,7 +135,9 @@ def _ipv6(draw: Draw, scene: Scene, mac: str, target_mac: str) -> bytes:
                          scene.stranger.ipv6, scene.gateway6, "fe80::1", "::1"))  # fmt: skip
     target = draw(mostly(b.ipv6, b.link_local, "ff02::1", "ff02::2", "ff02::1:2", scene.gateway6,
                          frames.solicited_node(b.ipv6), scene.stranger.ipv6))  # fmt: skip
-    protocol, payload = draw(_transport(source, target, (17, 17, 58, 58, 58, 58, 6, 50, 51, 59)))
+    protocol, payload = draw(
+        _transport(scene, source, target, (17, 17, 58, 58, 58, 58, 6, 50, 51, 59))
+    )
     if protocol == frames.ICMP6:
         payload = draw(_icmp6(scene, source, target))
     for extra in draw(mostly((), (0,), (60,), (44,), (60, 60), (60, 44), (44, 60), (44, 44), (43,),
