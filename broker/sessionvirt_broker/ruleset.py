@@ -35,7 +35,8 @@ look at their own only; in first fragments, for Linux 6.18 lets nft find "ports"
 ones (measured). A first IPv6 fragment must have its transport header, or a second one could bring
 what the first was not judged by (RFC 7113). A DHCP server knows its clients by the hardware address
 in their messages (``chaddr``), so that is a guest's own: with another's it could decline that one's
-address, which is nobody's then for ten minutes.
+address, which is nobody's then for ten minutes. A relay of DHCPv6 says whose address it is (RFC
+6939), so a guest says there what clients say (RFC 8415, 7.3), and nothing in another's name.
 
 Nobody asks who wants which group (IGMP, MLD): a bridge that hears a query takes the port for a
 router's and gives groups to their known members only, which cuts others' guests off from neighbour
@@ -184,6 +185,10 @@ table bridge sessionvirt {{
     meta iifname . @th,64,128 @targets accept
     goto drop_neighbour
   }
+  chain dhcp_client6 {
+    @th,64,8 { 1, 3, 4, 5, 6, 8, 9, 11 } return
+    goto drop_dhcp
+  }
   chain own6 {
     icmpv6 type nd-neighbor-advert goto advertised
     accept
@@ -195,6 +200,7 @@ table bridge sessionvirt {{
     exthdr hbh exists meta l4proto ah goto drop_router
     udp sport 547 goto drop_dhcp
     udp dport 546 goto drop_dhcp
+    udp dport 547 jump dhcp_client6
     iifname @unbound meta l4proto >= 0 accept
     ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
     meta l4proto >= 0 meta iifname . ip6 saddr @addresses6 goto own6

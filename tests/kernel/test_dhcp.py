@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 GATEWAY = "10.213.80.1"
-DECLINE, NAK = 4, 6
+DECLINE, NAK, RELAY_FORWARD = 4, 6, 12
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,33 @@ def test_nobody_speaks_for_another_in_dhcp(tap: Tap, bobs: Client) -> None:
         lease.tap.attentive = True
         assert dhcp4(lease.tap, frames.DISCOVER)[0] == lease.tap.ipv4
     assert dhcp4(tap, frames.DISCOVER)[0] == tap.ipv4
+
+
+def test_nobody_is_a_relay_of_dhcp6(tap: Tap, bobs: Client) -> None:
+    """A relay says whose hardware address a client has (RFC 6939), and is believed."""
+    dhcp6(tap, frames.SOLICIT)
+    with bobs.acquire() as lease:
+        bob = lease.tap
+        bob.attentive = True
+        dhcp6(bob, frames.SOLICIT)
+        association = (3, struct.pack("!III", 7, 0, 0))
+        asked = frames.dhcp6(frames.SOLICIT, [(1, frames.duid(bob.mac)), association])
+        head = bytes([RELAY_FORWARD, 0]) + packed(GATEWAY6) + packed(bob.link_local)
+        for key, value in ((9, asked), (79, b"\0\x01" + frames.mac_bytes(tap.mac))):
+            head += struct.pack("!HH", key, len(value)) + value
+        target = "ff02::1:2"
+        mac = frames.multicast_mac(target)
+        forged, honest = (
+            frames.udp(bob.link_local, target, (546, 547), message) for message in (head, asked)
+        )
+        bob.waiting()
+        for segment in (forged, honest):
+            bob.send(bob.to6(mac, bob.link_local, target, frames.UDP, segment))
+        # dnsmasq answers in the order in which it is asked.
+        seen = bob.until(lambda p: p.ports == (547, 546) and p.payload[0] == frames.ADVERTISE)
+        assert packed(bob.ipv6) in seen[-1].payload
+        assert [p for p in seen if packed(tap.ipv6) in p.frame] == []
+        assert lease.drops()["dhcp"] == 1
 
 
 def test_the_same_machine_gets_the_same_addresses_at_its_next_start(

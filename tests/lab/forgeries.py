@@ -76,6 +76,10 @@ def dhcp_offer(a: Tap, b: Tap, ports: tuple[int, int]) -> bytes:
     return a.udp4(b.mac, b.ipv4, ports, offer)
 
 
+def to_server6(a: Tap, b: Tap, kind: int) -> bytes:
+    return frames.udp(a.link_local, b.link_local, (546, 547), bytes([kind]) + bytes(33))
+
+
 def asked(client: Tap) -> bytes:
     """What a DHCP client says who looks for a server."""
     return frames.dhcp4(frames.DISCOVER, client.mac)
@@ -221,6 +225,11 @@ FORGERIES = {
         "dhcp",
         lambda a, b: udp6(a, b, a.link_local, (4000, 546)),
         lambda a, b: udp6(a, b, a.link_local, (4000, 4001)),
+    ),
+    "dhcp6-relay": Forgery(
+        "dhcp",
+        lambda a, b: to_peer(a, b, a.link_local, frames.UDP, to_server6(a, b, 12)),
+        lambda a, b: to_peer(a, b, a.link_local, frames.UDP, to_server6(a, b, frames.SOLICIT)),
     ),
     "dhcp6-server-behind-options": Forgery(
         "dhcp",

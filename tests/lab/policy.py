@@ -23,6 +23,8 @@ _HOP, _ROUTING, _FRAGMENT, _AUTH, _NONE, _OPTIONS = 0, 43, 44, 51, 59, 60
 _IGMP, _UDP, _ICMP6 = 2, 17, 58
 #: IGMP: versions 1 to 3, and leave.
 _REPORTS = (b"\x12", b"\x16", b"\x17", b"\x22")
+#: The messages that a client of DHCPv6 sends (RFC 8415, 7.3).
+_DHCP6_CLIENTS = (1, 3, 4, 5, 6, 8, 9, 11)
 _MLD_QUERY, _RS, _RA, _NS, _NA, _REDIRECT, _MLD2_REPORT = 130, 133, 134, 135, 136, 137, 143
 
 
@@ -116,6 +118,8 @@ def _ipv6(body: bytes, guest: Guest) -> str:
         return "router"
     sport, dport = _ports(payload) if protocol == _UDP else (None, None)
     if sport == 547 or dport == 546:
+        return "dhcp"
+    if dport == 547 and (len(payload) < 9 or payload[8] not in _DHCP6_CLIENTS):
         return "dhcp"
     if guest.unbound:
         return PASSED

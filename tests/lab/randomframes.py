@@ -74,7 +74,8 @@ def _transport(
     ports = draw(mostly((4000, 4001), *((p, 4000) for p in PORTS), *((4000, p) for p in PORTS),
                         (67, 68), (68, 67), (546, 547), (547, 546)))  # fmt: skip
     if protocol == frames.UDP:
-        data = draw(st.sampled_from((b"random", *(frames.dhcp4(1, one.mac) for one in clients))))
+        said = (b"random", b"\x01SVT", b"\x0cSVT", *(frames.dhcp4(1, one.mac) for one in clients))
+        data = draw(st.sampled_from(said))
         return protocol, frames.udp(source, target, ports, data)
     if protocol == frames.TCP:
         return protocol, frames.tcp(source, target, ports, draw(st.sampled_from((2, 16, 4))))
