@@ -220,7 +220,11 @@ class Firewall:
         self._uplinks[version] = uplinks
         name = _UPLINKS[version]
         flush = {"flush": {"set": _named(_INET, name)}}
-        self._change([flush, *_commands("add", _INET, [(name, i) for i in sorted(uplinks)])])
+        try:
+            self._change([flush, *_commands("add", _INET, [(name, i) for i in sorted(uplinks)])])
+        except BaseException:
+            del self._uplinks[version]  # else another try would do nothing
+            raise
 
     def ensure(self) -> None:
         """Have the tables there.
