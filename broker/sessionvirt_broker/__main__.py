@@ -97,8 +97,13 @@ def _locked(paths: Paths, *, patience: float) -> Iterator[None]:
     """The directories, and the lock that one broker at a time holds.
 
     :param patience: seconds to wait for another's end; 0: it must have ended.
+    :raise HostFailure: one of them is somewhere else; what would be removed there is not ours.
     """
+    from .errors import HostFailure
+
     for directory, mode in ((paths.records, 0o700), (paths.holds, 0o700), (paths.networks, 0o755)):
+        if directory.is_symlink():
+            raise HostFailure(f"{directory} is a symbolic link")
         directory.mkdir(exist_ok=True)
         directory.chmod(mode)
     descriptor = os.open(paths.runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

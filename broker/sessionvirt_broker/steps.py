@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SCALARS: dict[str, type] = {"str": str, "int": int}
+#: Fields that become one part of a path below /run, /sys or /proc.
+_NAMES = frozenset({"address", "bridge", "group", "ifname", "physical"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,21 @@ def decode(raw: object, types: Mapping[str, type[Step]]) -> Step:
                 raise ValueError(f"{cls.NAME}.{item.name}: not a list of strings")
             values[item.name] = tuple(value)
         elif type(value) is _SCALARS[str(item.type)]:
+            if item.name in _NAMES and not _is_name(value):
+                raise ValueError(f"{cls.NAME}.{item.name}: not a name")
             values[item.name] = value
         else:
             raise ValueError(f"{cls.NAME}.{item.name}: not of type {item.type}")
     return cls(**values)
+
+
+def _is_name(value: object) -> bool:
+    """Whether a path that it is a part of leads nowhere else.
+
+    The journal is the broker's own. But ``--return-leases`` undoes what it says without the unit's
+    sandbox, and a broker that was taken over within that could have written it.
+    """
+    return isinstance(value, str) and not {"/", "\0"} & set(value) and value not in (".", "..")
 
 
 def carry_out(todo: Sequence[Step], done: list[Step], host: Host, save: Callable[[], None]) -> None:
