@@ -169,10 +169,12 @@ class HostEntry(Step):
         return self
 
     def undo(self, host: Host) -> None:
-        for kind in ("hosts", "names"):
-            path = host.paths.networks / self.bridge / kind / self.ifname
-            path.unlink(missing_ok=True)
-            _part(path).unlink(missing_ok=True)
+        directory = host.paths.networks / self.bridge
+        for path in (directory / kind / self.ifname for kind in ("hosts", "names")):
+            # Not through a link that somebody has put there: see steps.decode().
+            if not directory.is_symlink() and not path.parent.is_symlink():
+                path.unlink(missing_ok=True)
+                _part(path).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

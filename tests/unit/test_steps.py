@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sessionvirt_broker.__main__ import _locked
+from sessionvirt_broker.dnsmasq import HostEntry, NetworkFiles
 from sessionvirt_broker.errors import HostFailure
-from sessionvirt_broker.host import Paths
+from sessionvirt_broker.host import Host, Paths
 from sessionvirt_broker.kinds import STEPS
 from sessionvirt_broker.steps import decode
 
@@ -57,3 +58,27 @@ def test_no_directory_of_the_journal_is_elsewhere(name: str, tmp_path: Path) -> 
     with pytest.raises(HostFailure, match=f"{name} is a symbolic link"), _locked(paths, patience=0):
         pytest.fail("it was taken")
     assert elsewhere.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("link", ["networks/svn_lab", "networks/svn_lab/hosts"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        HostEntry("svn_lab", "svt0", "52:54:00:00:00:01", "10.64.0.5", ()),
+        NetworkFiles("svn_lab", ("10.64.0.1/24",), (), 1500),
+    ],
+    ids=["entry", "network"],
+)
+def test_nothing_is_removed_through_a_link(link: str, step: Step, tmp_path: Path) -> None:
+    lacking: Any = None
+    paths = Paths(tmp_path, tmp_path, tmp_path, tmp_path)
+    host = Host(lacking, lacking, paths, None, lacking)
+    elsewhere = tmp_path / "elsewhere"
+    kept = [elsewhere / name for name in ("svt0", "hosts/svt0", "names/svt0", ".svt0.part")]
+    for file in kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / link).parent.mkdir(parents=True)
+    (tmp_path / link).symlink_to(elsewhere)
+    step.undo(host)
+    assert [file.exists() for file in kept] == [True] * 4
