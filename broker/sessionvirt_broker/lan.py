@@ -133,9 +133,18 @@ def _check_vlan(link: Link, vlan: int, offered: LanBridge, bridge: Path) -> None
             f"vlan: {link.name} does not filter VLANs, so a guest would be in all of them; an"
             " administrator must turn it on (vlan_filtering), once every port has its VLANs"
         )
-    if not vlan and filtering and _read(bridge / "default_pvid") == "0":
+    if vlan or not filtering:
+        return
+    default = _read(bridge / "default_pvid")
+    if default == "0":
         raise NotSupported(
             f"bridge: {link.name} filters VLANs and has no default one; ask for one of them"
+        )
+    # Who says which VLANs may be had does not mean the one that nobody named as well.
+    if offered.vlans and default not in map(str, offered.vlans):
+        raise NotFound(
+            f"vlan: broker.toml does not offer VLAN {default}, the default one of {link.name};"
+            " ask for one that it offers"
         )
 
 

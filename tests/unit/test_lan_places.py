@@ -99,7 +99,8 @@ def test_a_place_is_of_the_bridge_that_is_there(tmp_path: Path) -> None:
     [
         ("0", "1", 0, None),
         ("0", "0", 0, None),
-        ("1", "1", 0, None),
+        ("1", "1", 0, NotFound),
+        ("1", "42", 0, None),
         ("1", "0", 0, NotSupported),
         ("0", "1", 42, NotSupported),
         ("1", "1", 42, None),
@@ -117,6 +118,11 @@ def test_vlans(
         assert host.place(vlan).vlan == vlan
     else:
         assert type(host.refusal(vlan)) is error
+
+
+def test_without_vlans_in_broker_toml_the_default_one_is_meant(tmp_path: Path) -> None:
+    host = Host(tmp_path, bridge__vlan_filtering="1", bridge__default_pvid="1")
+    assert host.place(vlans=()) == Place(BR0, 7, 9000, 0)
 
 
 def test_a_tap_goes_to_no_other_bridge_than_the_one_that_was_looked_at() -> None:

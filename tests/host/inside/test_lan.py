@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 BRIDGE = "br0"
-OFFER = f'[bridge.{BRIDGE}]\nvlans = [42, "43-44"]\n'
+OFFER = f'[bridge.{BRIDGE}]\nvlans = [1, 42, "43-44"]\n'
 IN_42, ALSO_42, IN_43, IN_1 = (f"52:54:00:00:49:0{number}" for number in range(1, 5))
 #: IEEE Std 802 - Local Experimental Ethertype 1.
 EXPERIMENTAL = 0x88B5
