@@ -39,6 +39,7 @@ _BRIDGE_SETS = (
     "unbound",
     "owners",
     "peers",
+    "group_peers",
     *(f"dropped_{reason}" for reason in REASONS),
 )
 _INET_SETS = (
@@ -77,16 +78,17 @@ class TapRules:
         addresses6 = [*self.ipv6, str(link_local(self.mac))]
         return [
             ("macs", {"concat": [name, self.mac]}),
-            *(("addresses4", {"concat": [name, address]}) for address in self.ipv4),
-            *(("addresses6", {"concat": [name, address]}) for address in addresses6),
+            *(("addresses4", {"concat": [name, self.mac, one]}) for one in self.ipv4),
+            *(("addresses6", {"concat": [name, self.mac, one]}) for one in addresses6),
             *(
                 ("targets", {"concat": [name, hex(int(ipaddress.IPv6Address(address)))]})
                 for address in addresses6
             ),
             ("clients", {"concat": [name, hex(int(self.mac.replace(":", ""), 16))]}),
-            *([("unbound", name)] if self.unbound else []),
+            *([("unbound", {"concat": [name, self.mac]})] if self.unbound else []),
             ("owners", [name, self.uid]),
-            ("peers", {"concat": [name, self.uid]}),
+            ("peers", {"concat": [name, self.mac, self.uid]}),
+            ("group_peers", {"concat": [name, self.uid]}),
             *((f"dropped_{reason}", name) for reason in REASONS),
         ]
 

@@ -38,6 +38,17 @@ in their messages (``chaddr``), so that is a guest's own: with another's it coul
 address, which is nobody's then for ten minutes. A relay of DHCPv6 says whose address it is (RFC
 6939), so a guest says there what clients say (RFC 8415, 7.3), and nothing in another's name.
 
+The plain frame is permitted first: TCP or UDP without more headers to one receiver, by one look-up
+of TAP, MAC and address together; between guests, of receiver and owner together. A rule for plain
+frames permits what those after it would permit anyhow, and what it does not is judged by them, and
+counted by its reason: read them for the policy, and the ``plain`` ones for what they are spared.
+
+Every comparison and every hook has its price in every frame (docs/benchmarks.rst). Two traps on the
+way: nft 1.0.6 makes *one* comparison of two neighbouring fields' ``!=`` in a rule, so none has two;
+and ``ether type`` beside ``ip`` or ``ip6`` in one rule is missing in nft's listing, from which it
+comes back as ``meta protocol``, which for a frame with a VLAN tag is what is within. So whether
+there is a tag is asked in a rule of its own.
+
 Nobody asks who wants which group (IGMP, MLD): a bridge that hears a query takes the port for a
 router's and gives groups to their known members only, which cuts others' guests off from neighbour
 discovery. It reads queries where nft does not: in a later fragment of IGMP (ip_mc_check_igmp()),
@@ -48,7 +59,9 @@ and BPDUs where STP is on, to the *port's own* layer 3, past every bridge hook. 
 send nothing to the host in ``table inet``, and ``netlink.py`` makes ports that do not learn.
 
 What goes *to* a guest is for it or for a group: a bridge asks every port for an address that it has
-forgotten, and a guest can make it forget another's (SIOCSIFHWADDR).
+forgotten, and a guest can make it forget another's (SIOCSIFHWADDR). That is asked in ``forward``
+and, of what the host sends, in ``output``, behind an administrator's dstnat (100): every frame for
+a port passes one of the two (__br_forward()), and ``postrouting`` would be one more hook for all.
 
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
@@ -115,10 +128,10 @@ table bridge sessionvirt {{
     type ifname . ether_addr
   }}
   set addresses4 {{
-    type ifname . ipv4_addr
+    type ifname . ether_addr . ipv4_addr
   }}
   set addresses6 {{
-    type ifname . ipv6_addr
+    type ifname . ether_addr . ipv6_addr
   }}
   set targets {{
     typeof iifname . @th,64,128
@@ -127,21 +140,24 @@ table bridge sessionvirt {{
     typeof iifname . @th,288,48
   }}
   set unbound {{
-    type ifname
+    type ifname . ether_addr
   }}
   map owners {{
     type ifname : mark
   }}
   set peers {{
+    type ifname . ether_addr . mark
+  }}
+  set group_peers {{
     type ifname . mark
   }}
 """
     + "".join(map(_reason, REASONS))
     + """
   chain arp_sender {
-    iifname @unbound accept
+    meta iifname . ether saddr @unbound accept
     arp operation request arp saddr ip 0.0.0.0 accept
-    meta iifname . arp saddr ip @addresses4 accept
+    meta iifname . ether saddr . arp saddr ip @addresses4 accept
     goto drop_arp
   }
   chain arp_hardware {
@@ -155,7 +171,7 @@ table bridge sessionvirt {{
     meta iifname . @th,288,48 @clients return
     goto drop_dhcp
   }
-  chain first_fragment4 {
+  chain first_datagram4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
     udp dport 67 jump dhcp_client
@@ -166,10 +182,10 @@ table bridge sessionvirt {{
     goto drop_router
   }
   chain check_ipv4 {
-    ip frag-off & 0x1fff == 0 jump first_fragment4
+    meta l4proto udp ip frag-off & 0x1fff == 0 jump first_datagram4
     meta l4proto igmp jump check_igmp
-    iifname @unbound meta l4proto >= 0 accept
-    meta l4proto >= 0 meta iifname . ip saddr @addresses4 accept
+    meta l4proto >= 0 meta iifname . ether saddr . ip saddr @addresses4 accept
+    meta l4proto >= 0 meta iifname . ether saddr @unbound accept
     goto drop_ipv4
   }
   chain first_fragment6 {
@@ -177,8 +193,8 @@ table bridge sessionvirt {{
     goto drop_ipv6
   }
   chain later_fragment6 {
-    iifname @unbound accept
-    meta iifname . ip6 saddr @addresses6 accept
+    meta iifname . ether saddr @unbound accept
+    meta iifname . ether saddr . ip6 saddr @addresses6 accept
     goto drop_ipv6
   }
   chain advertised {
@@ -201,26 +217,74 @@ table bridge sessionvirt {{
     udp sport 547 goto drop_dhcp
     udp dport 546 goto drop_dhcp
     udp dport 547 jump dhcp_client6
-    iifname @unbound meta l4proto >= 0 accept
+    meta l4proto >= 0 meta iifname . ether saddr @unbound accept
     ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
-    meta l4proto >= 0 meta iifname . ip6 saddr @addresses6 goto own6
+    meta l4proto >= 0 meta iifname . ether saddr . ip6 saddr @addresses6 goto own6
     goto drop_ipv6
   }
-  chain from_guest {
-    meta iifname . ether saddr != @macs goto drop_mac
+  chain plain4 {
+    meta iifname . ether saddr . ip saddr @addresses4 accept
+    meta iifname . ether saddr @unbound accept
+  }
+  chain plain6 {
+    ip6 nexthdr { tcp, udp } meta iifname . ether saddr . ip6 saddr @addresses6 accept
+    ip6 nexthdr { tcp, udp } meta iifname . ether saddr @unbound accept
+  }
+  chain plain_tcp {
+    ether type ip jump plain4
+    ether type ip6 jump plain6
+  }
+  chain plain_udp4 {
+    udp sport 67 return
+    udp dport { 67, 68 } return
+    goto plain4
+  }
+  chain plain_udp6 {
+    udp sport 547 return
+    udp dport { 546, 547 } return
+    goto plain6
+  }
+  chain plain_udp {
+    ether type ip jump plain_udp4
+    ether type ip6 jump plain_udp6
+  }
+  chain to_bridges {
     ether type { 8021q, 0x88a8, 0x9100 } goto drop_vlan
-    ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto drop_bpdu
-    ether type arp goto check_arp
-    ether type ip goto check_ipv4
-    ether type ip6 goto check_ipv6
+    goto drop_bpdu
+  }
+  chain from_guest {
+    meta l4proto tcp ether daddr & 01:00:00:00:00:00 == 0 jump plain_tcp
+    meta l4proto udp ether daddr & 01:00:00:00:00:00 == 0 jump plain_udp
+    meta iifname . ether saddr != @macs goto drop_mac
+    ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto to_bridges
+    ether type vmap {
+      arp : goto check_arp,
+      ip : goto check_ipv4,
+      ip6 : goto check_ipv6,
+      8021q : goto drop_vlan,
+      0x88a8 : goto drop_vlan,
+      0x9100 : goto drop_vlan
+    }
     goto drop_type
   }
   chain same_owner {
     meta mark set 0x73760001 accept
   }
+  chain group_of_owner {
+    ether daddr & 01:00:00:00:00:00 == 0 drop
+    goto same_owner
+  }
   chain between_guests {
-    meta mark set meta iifname map @owners meta oifname . meta mark @peers goto same_owner
+    meta mark set iifname map @owners meta oifname . meta mark @group_peers goto group_of_owner
     goto drop_peer
+  }
+  chain for_receiver {
+    ether daddr & 01:00:00:00:00:00 == 0 meta oifname . ether daddr != @macs drop
+  }
+  chain to_guest {
+    meta mark set iifname map @owners meta oifname . ether daddr . meta mark @peers goto same_owner
+    iifname "svt*" goto between_guests
+    goto for_receiver
   }
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;
@@ -232,11 +296,11 @@ table bridge sessionvirt {{
   }
   chain forward {
     type filter hook forward priority -200; policy accept;
-    iifname "svt*" oifname "svt*" goto between_guests
+    oifname "svt*" goto to_guest
   }
-  chain postrouting {
-    type filter hook postrouting priority -200; policy accept;
-    oifname "svt*" ether daddr & 01:00:00:00:00:00 == 0 meta oifname . ether daddr != @macs drop
+  chain output {
+    type filter hook output priority 200; policy accept;
+    oifname "svt*" goto for_receiver
   }
 }
 table inet sessionvirt {
@@ -324,7 +388,7 @@ table inet sessionvirt {
   }
   chain forward {
     type filter hook forward priority -10; policy accept;
-    iifname "svn_*" oifname "svn_*" meta mark 0x73760001 accept
+    meta mark 0x73760001 iifname "svn_*" oifname "svn_*" accept
     iifname "svn_*" oifname "svn_*" counter name apart drop
     iifname @open_bridges accept
     oifname @open_bridges accept

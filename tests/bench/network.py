@@ -33,6 +33,7 @@ ROUNDS, CYCLES, BOOTS = 100, 40, 5
 COUNTS = (1, 10, 100, 1000)
 SIZES = {64: "64 bytes", 1514: "1,514 bytes", 60000: "60,000 bytes (TSO)"}
 FEW, MANY = 2, 1000
+NF = "+br_netfilter"
 SCRIPT = "dhcp\n"
 NEEDS_HOST = "not measured: needs the test host"
 
@@ -67,30 +68,39 @@ def per_frame() -> list[Row]:
     with ExitStack() as stack:
         kinds = [("none", FEW), ("sets", FEW), ("sets", MANY), ("chains", FEW), ("chains", MANY)]
         kinds[3:3] = [("sets", 10), ("sets", 100)]
-        kinds += [("chains", 10), ("chains", 100)]
+        kinds += [("chains", 10), ("chains", 100), (f"none{NF}", FEW), (f"sets{NF}", FEW)]
         bridges = {kind: stack.enter_context(bridge(kind[0])) for kind in kinds}
         added = {kind: one.do("machines", kind[1]) for kind, one in bridges.items()}
-        seen: dict[tuple[str, int, int], list[float]] = {}
+        sent = [
+            (kind, "tcp", size)
+            for size in SIZES
+            for kind in (("none", FEW), ("sets", FEW), ("sets", MANY), ("chains", MANY))
+        ]
+        sent += [((name, FEW), "udp", 64) for name in ("none", "sets")]
+        sent += [((f"{name}{NF}", FEW), "tcp", 64) for name in ("none", "sets")]
+        seen: dict[tuple[str, int, str, int], list[float]] = {}
         for _ in range(ROUNDS):
-            for size in SIZES:
-                for kind in (("none", FEW), ("sets", FEW), ("sets", MANY), ("chains", MANY)):
-                    seen.setdefault((*kind, size), []).append(bridges[kind].do("send", size) / 1e3)
+            for kind, protocol, size in sent:
+                took = bridges[kind].do(protocol, size) / 1e3
+                seen.setdefault((*kind, protocol, size), []).append(took)
     rate = {key: statistics.median(values) for key, values in seen.items()}
     rows = [
         Row(f"rules of number {number}", added["sets", number], "a chain each",
             added["chains", number], "ms")
         for number in COUNTS[1:]
     ]  # fmt: skip
+    unit, aim, peer = "k frames/s", ">= 0.9 x", "no filter"
     for size, words in SIZES.items():
-        few, many = rate["sets", FEW, size], rate["sets", MANY, size]
-        unit = "k frames/s"
+        none, few = rate["none", FEW, "tcp", size], rate["sets", FEW, "tcp", size]
+        many, chains = rate["sets", MANY, "tcp", size], rate["chains", MANY, "tcp", size]
         rows += [
-            Row(
-                f"{words}, 2 machines", few, "no filter", rate["none", FEW, size], unit, ">= 0.9 x"
-            ),
+            Row(f"{words}, 2 machines", few, peer, none, unit, aim),
             Row(f"{words}, 1,000 machines", many, "2 machines", few, unit, "1 x"),
-            Row("the same", many, "1,000 chains", rate["chains", MANY, size], unit),
+            Row("the same", many, "1,000 chains", chains, unit),
         ]
+    for what, more, protocol in (("UDP", "", "udp"), ("br_netfilter on", NF, "tcp")):
+        none, few = (rate[f"{name}{more}", FEW, protocol, 64] for name in ("none", "sets"))
+        rows.append(Row(f"64 bytes, {what}", few, peer, none, unit, aim))
     return rows
 
 

@@ -56,7 +56,10 @@ def test_leases_of_the_former_edition_go_on(broker: Broker, alices: Client, bobs
         for family in ("bridge", "inet"):
             host.nft("delete", "table", family, "sessionvirt")
             host.nft("add", "table", family, "sessionvirt")
-            host.nft("add", "chain", family, "sessionvirt", "sessionvirt_1")
+            host.nft("add", "chain", family, "sessionvirt", "sessionvirt_2")
+        # Of another type than this edition's.
+        former = "{ type ifname . ipv4_addr; }"
+        host.nft("add", "set", "bridge", "sessionvirt", "addresses4", former)
         broker.start()
         assert list((RUNTIME / "records").glob("quarantine/*")) == []
         assert {name: host.elements("bridge", name) for name in before} == before

@@ -244,6 +244,14 @@ def test_d40_kernel_and_model_agree_on_a_lan_bridge(lan: Wire) -> None:
     assert all(verdicts[reason] for reason in EVERY - {"neighbour"})
 
 
+@pytest.mark.parametrize("bridge_nf", [False], indirect=True)
+@pytest.mark.usefixtures("bridge_nf")
+def test_d40_kernel_and_model_agree_on_every_forgery_on_a_lan_bridge(lan: Wire) -> None:
+    a, b = lan.scene.sender, lan.scene.peer
+    sent = [make(a, b) for one in FORGERIES.values() for make in (one.forged, one.honest)]
+    assert lan.agrees(sent), lan.explain(sent)
+
+
 def compared(wire: Wire, batches: int) -> Counter[str]:
     """Verdicts on random frames, on each of which the two have agreed."""
     verdicts: Counter[str] = Counter()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,12 @@ import pytest
 from lab import frames, host
 from lab.client import RefusalError, network_tap
 from lab.lan import lan_bridge
+from lab.tap import HEADER
+from sessionvirt_broker.tun import create
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from dbus_fast import Variant
 
     from lab.broker import Broker
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 GATEWAY = "10.213.80.1"
-SETS = ("macs", "addresses4", "addresses6", "targets", "peers", "dropped_mac")
+SETS = ("macs", "addresses4", "addresses6", "targets", "peers", "group_peers", "dropped_mac")
 
 
 def everything() -> dict[str, list[str]]:
@@ -69,6 +75,53 @@ def test_f63_a_tap_in_no_set_is_cut_off(broker: Broker, alices: Client) -> None:
             host.nft("flush", "set", "bridge", "sessionvirt", name)
         lease.tap.send(frames.arp(1, lease.tap.mac, lease.tap.ipv4, GATEWAY))
         assert lease.tap.silent(lambda p: p.kind == 2)
+
+
+def test_f63_a_tap_without_an_owner_is_not_taken_for_roots(broker: Broker, alices: Client) -> None:
+    """A frame has mark 0 before anybody sets it, which is root's uid."""
+    with alices.acquire(network_tap(), network_tap()) as lease:
+        one, two = lease.taps
+        sent = [
+            one.udp4(mac, two.ipv4, (4000, 4001), b"mark") for mac in (two.mac, frames.BROADCAST)
+        ]
+        assert all(one.reaches(two, frame) for frame in sent)
+        host.nft("flush", "map", "bridge", "sessionvirt", "owners")
+        for name, key in (("peers", f"{two.ifname} . {two.mac} . 0"),
+                          ("group_peers", f"{two.ifname} . 0")):  # fmt: skip
+            host.nft("add", "element", "bridge", "sessionvirt", name, f"{{ {key} }}")
+        before = lease.drops().get("peer", 0)
+        one.send(*sent)
+        assert not [p for p in two.waiting() if p.payload == b"mark"]
+        assert lease.drops()["peer"] == before + len(sent)
+
+
+def test_d43_what_comes_by_the_uplink_for_another_is_not_a_guests(
+    broker: Broker, alices: Client
+) -> None:
+    """A LAN bridge asks all ports for an address that it does not know."""
+    broker.configure("[bridge.br8]\n")
+    mac, elsewhere = "00:00:00:00:08:01", "00:00:00:00:08:77"
+    with lan_bridge("br8"), alices.acquire(bridge("br8", mac=mac)) as lease, uplink("br8") as send:
+        for target, payload in ((elsewhere, b"other"), (frames.BROADCAST, b"all"), (mac, b"own")):
+            datagram = frames.udp("192.0.2.1", "192.0.2.2", (4000, 4001), payload)
+            packet = frames.ipv4("192.0.2.1", "192.0.2.2", frames.UDP, datagram)
+            send(frames.ethernet(target, elsewhere[:-2] + "78", frames.IPV4, packet))
+        found = lease.tap.until(lambda p: p.payload == b"own")
+        assert [p.payload for p in found if p.payload in (b"other", b"all", b"own")] == [
+            b"all",
+            b"own",
+        ]
+
+
+@contextmanager
+def uplink(name: str) -> Iterator[Callable[[bytes], int]]:
+    """What is sent here comes in by a port of the bridge that is no guest's."""
+    (descriptor,) = create("uplink0", 1)
+    try:
+        host.ip("link", "set", "uplink0", "master", name, "up")
+        yield lambda frame: os.write(descriptor, HEADER + frame)
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("family", ["bridge", "inet"])

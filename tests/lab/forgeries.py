@@ -53,6 +53,12 @@ def in_one_fragment(first: int, payload: bytes) -> bytes:
     return frames.fragment6(first, 0, more=False) + payload
 
 
+def cut_datagram(a: Tap, b: Tap, length: int) -> bytes:
+    """A first fragment that has so much of a datagram."""
+    datagram = frames.udp(a.link_local, b.link_local, (4000, 4001), bytes(64))
+    return frames.fragment6(frames.UDP, 0, more=True) + datagram[:length]
+
+
 @dataclass(frozen=True)
 class Forgery:
     """One forged frame and the honest one that differs by just the forgery."""
@@ -358,6 +364,11 @@ FORGERIES = {
             frames.fragment6(frames.DESTINATION_OPTIONS, 0, more=True) + behind(4, rs(a, b)),
         ),
     ),
+    "first-fragment-without-ports": Forgery(
+        "ipv6",
+        lambda a, b: to_peer(a, b, a.link_local, frames.FRAGMENT, cut_datagram(a, b, 2)),
+        lambda a, b: to_peer(a, b, a.link_local, frames.FRAGMENT, cut_datagram(a, b, 16)),
+    ),
     "redirect": Forgery(
         "router",
         lambda a, b: to_peer(
@@ -479,4 +490,5 @@ LONE_FRAGMENTS = {
     "ipv6-later-fragment",
     "router-in-a-fragment",
     "router-split-before-its-header",
+    "first-fragment-without-ports",
 }

@@ -126,7 +126,7 @@ def conntrack_and_reject_do_not_disturb(pair: Held) -> None:
         assert sender.reaches(peer, sender.udp4(peer.mac, peer.ipv4, (4100, 4200), b"asks"))
         assert peer.reaches(sender, peer.udp4(sender.mac, sender.ipv4, (4200, 4100), b"answers"))
         assert counted("replies") > before
-        # A reject comes back to the guest that sent, through our postrouting.
+        # A reject comes back to the guest that sent, through our output chain.
         sender.waiting()
         assert not sender.reaches(peer, sender.udp4(peer.mac, peer.ipv4, (4100, 9), b"refused"))
         assert counted("rejected") == 1
