@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .bus import Bus, Caller
+
+log = logging.getLogger(__name__)
 
 NAME = "org.freedesktop.PolicyKit1"
 ACTION_PREFIX = "org.sessionvirt.broker1."
@@ -108,6 +111,7 @@ class Authority:
 
 def _read(reply: Message) -> Answer:
     if reply.message_type is not MessageType.METHOD_RETURN:
+        log.warning("polkit answered %s", reply.error_name)  # of letters, digits, dots and _
         absent = str(reply.error_name).startswith("org.freedesktop.DBus.Error.")
         raise AuthorityUnavailable("polkit is not there" if absent else "polkit could not decide")
     if reply.signature != "(bba{ss})":
