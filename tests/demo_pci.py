@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from host import emulator, install, kernel, machine
 from host.build import BuildError, built
 from host.connection import HostError
 from lab.debs import DebError
 from lab.guest import GuestError
-from lab.report import Report
+from lab.report import Report, Step
 from sessionvirt.host.kvm import probe
 
 if TYPE_CHECKING:
@@ -41,25 +41,15 @@ def perform() -> int:
     ):
         install.furnish(host, report.note)
         for step in ("look", "plan", "guest", "afterwards"):
-            tell(report, inside(host, step))
+            report.tell(inside(host, step))
     report.total()
     return 1 if report.failed or not report.held else 0
 
 
-def inside(host: Connection, step: str) -> dict[str, Any]:
+def inside(host: Connection, step: str) -> Step:
     """One step of ``host.inside.hostdev_demo``."""
     done = host.run(install.module("host.inside.hostdev_demo", step), timeout=400)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def tell(report: Report, step: dict[str, Any]) -> None:
-    report.step(step["title"])
-    for words, said in step["commands"]:
-        report.note(f"$ {words}")
-        report.quote(said)
-    for sentence, holds, evidence in step["claims"]:
-        report.check(sentence, holds=holds, evidence=evidence)
+    return Step(**json.loads(done.stdout))
 
 
 def main() -> int:

@@ -63,6 +63,8 @@ def run_dev(
         (["tset"], 2, "no command 'tset'"),
         (["bench"], 2, "bench needs a name"),
         (["bench", "nothing"], 2, "bench needs a name"),
+        (["demo", "--nothing"], 2, "nothing but --network or --pci"),
+        (["demo", "--network", "--pci"], 2, "nothing but --network or --pci"),
         (["stage"], 2, "stage needs a directory"),
     ],
 )

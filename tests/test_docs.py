@@ -250,6 +250,24 @@ def test_every_mode_is_shown_with_a_figure_and_an_example_that_is_taken() -> Non
         configuration(block)
 
 
+@pytest.mark.parametrize(
+    ("title", "figure", "example"),
+    [
+        ("Private", "svn_u1000", "[private]"),
+        ("Bridges of the local network", "-- br0 --", "[bridge.br0]"),
+        ("VLANs", "-- br0 --", "vlans = "),
+    ],
+)
+def test_what_is_no_mode_has_a_figure_and_an_example_too(
+    title: str, figure: str, example: str
+) -> None:
+    text = (DOCS / "networking.rst").read_text()
+    found = re.search(rf"^{title}\n[-=]+\n(.*?)(?=^[^\n]+\n[-=]{{3,}}\n|\Z)", text, re.M | re.S)
+    assert found is not None
+    assert figure in found[1].partition("::\n")[2]
+    assert example in found[1].partition(".. code-block:: toml\n")[2]
+
+
 def test_the_keys_of_private_networks_are_those_that_are_read() -> None:
     text = section(CONFIGURATION_PAGE, "PRIVATE NETWORKS")
     assert re.findall(r"^``(\w+)``$", text, re.M) == ["enabled", "ipv4"]

@@ -8,7 +8,8 @@ module:
 ``debs``        the Debian packages themselves, built once for a state of the checkout
 ``namespaces``  a private view of /usr/local, /run, /etc and of the network
 ``host``        what that host looks like from the inside
-``outside``     a second network namespace, the world beyond the uplink; ``peer`` answers there
+``elsewhere``   a second network namespace, another host; ``peer`` answers there
+``outside``     one that is the world beyond the uplink; ``neighbour``: one on a cable to a bridge
 ``lan``         a bridge as an administrator makes one, and another host on its network
 ``daemon``      a daemon under test, and what it said
 ``bus``         Debian's own system bus, with service activation
@@ -26,6 +27,8 @@ module:
 ``guesttraffic`` what a guest says to the services of its network
 ``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes
+``attended``    such a guest of a user's, which does what is typed
+``report``      what a demo shows, and whether it holds
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty
 ``fakesysfs``   a host's /sys and /proc as files, for unit tests
 ``leaks``       what is there now, to be compared with what was there before

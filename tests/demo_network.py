@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``./dev demo --network``: two users' guests on private and managed networks, a LAN and a VLAN.
+
+Most of it takes place in namespaces on this machine (demo_network_lab.py), which is not changed.
+VLANs take a kernel whose bridges filter them; where this machine's has none, that step takes place
+in the test host, a Debian 13 that is built where it is not there, booted for this and gone
+afterwards.
+
+Exit status 0: everything that is printed as "ok" or "FAILED" was "ok". 1: something was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from host import emulator, install, kernel, machine
+from host.build import BuildError, built
+from host.connection import HostError
+from host.inside.vlan_demo import filters_vlans
+from lab.debs import DebError
+from lab.guest import GuestError
+from lab.report import Report, Step
+from sessionvirt.host.kvm import probe
+
+LAB = Path(__file__).with_name("demo_network_lab.py")
+
+
+def perform() -> int:
+    """The whole demo; its exit status."""
+    report = Report()
+    print(report.paint("sessionvirt demo: networks", 1), flush=True)
+    report.note(
+        "In namespaces of their own, then in a test host where this kernel cannot do VLANs:"
+    )
+    report.note("this machine is not changed.")
+    if not in_lab(report):
+        return 1
+    if not filters_vlans():
+        in_test_host(report)
+    report.total()
+    return 1 if report.failed else 0
+
+
+def in_lab(report: Report) -> bool:
+    """The part in namespaces, a process of its own: nobody comes back from there.
+
+    :return: whether it came to its end; what held of it is in *report* then.
+    """
+    reader, writer = os.pipe()
+    argv = [sys.executable, str(LAB), "--counts", str(writer)]
+    with os.fdopen(reader) as counts, subprocess.Popen(argv, pass_fds=(writer,)):
+        os.close(writer)
+        told = counts.read()
+    if told:
+        report.steps, report.held, report.failed = json.loads(told)
+    return bool(told)
+
+
+def in_test_host(report: Report) -> None:
+    """The VLAN, where there is a kernel for it."""
+    report.note("")
+    report.note(f"Bridges of this kernel, {os.uname().release}, cannot filter VLANs: what is next")
+    report.note("takes place in the test host.")
+    parts = (
+        kernel.chosen(built(report.note), "debian", report.note),
+        emulator.emulator(report.note),
+    )
+    with (
+        machine.boot(parts, "demo", report.note, kvm=probe().usable) as one,
+        one.connect() as host,
+    ):
+        install.furnish(host, report.note)
+        done = host.run(install.module("host.inside.vlan_demo"), timeout=400)
+        for step in json.loads(done.stdout):
+            report.tell(Step(**step))
+
+
+def main() -> int:
+    if os.geteuid():
+        print("demo: needs root; ./dev demo --network gets it through sudo", file=sys.stderr)
+        return 1
+    try:
+        return perform()
+    except (BuildError, DebError, GuestError, HostError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
