@@ -77,6 +77,22 @@ def test_a_wrong_command_line_installs_nothing(
     assert "installing" not in done.stdout
 
 
+BENCHES = sorted((ROOT / "tests/bench").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("bench", BENCHES, ids=lambda bench: bench.stem)
+def test_a_bench_gets_the_test_hosts_tools_where_it_boots_one(machine: Path, bench: Path) -> None:
+    (machine / "tests/bench").mkdir(parents=True)
+    shutil.copy(bench, machine / "tests/bench")
+    program(machine, "apt-get", "exit 100")
+    program(machine, "sudo", '[ "$1" = -v ] || exec "$@"')
+    program(machine, "env", 'exec /usr/bin/env "$@"')
+    done = run_dev(machine, "bench", bench.stem)
+    assert "apt-get update failed" in done.stderr
+    boots_it = "from host import" in bench.read_text()
+    assert ("mmdebstrap" in done.stdout) is boots_it
+
+
 def test_apts_last_lines_are_shown_when_it_fails(machine: Path) -> None:
     body = 'echo "$@" >>"$0.log"; echo "dlstatus:1:40.0:Half"; echo "E: the disk is full"; exit 100'
     program(machine, "apt-get", body)

@@ -3,8 +3,9 @@
 
 Frames go from one TAP to another of a bridge, in namespaces: what is compared is the processor's
 time that the kernel needs for a frame, without a guest's, so that the ratios are the worst that can
-be seen. The peers are no filter at all, and a chain for
-each machine with a jump to it, which is how libvirt's nwfilter is built.
+be seen. The peers are no filter at all, and a chain for each machine with a jump to it, which is
+how libvirt's nwfilter is built; of a datagram to this machine passt and slirp. libvirt itself, and
+vhost-net, are in ``./dev bench hostnet``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from bench._broker import alice, laboratory
 from bench._rows import Row, report
@@ -35,7 +36,7 @@ SIZES = {64: "64 bytes", 1514: "1,514 bytes", 60000: "60,000 bytes (TSO)"}
 FEW, MANY = 2, 1000
 NF = "+br_netfilter"
 SCRIPT = "dhcp\n"
-NEEDS_HOST = "not measured: needs the test host"
+IN_HOST = "./dev bench hostnet"
 
 
 class Bridge:
@@ -129,7 +130,7 @@ def adding() -> list[Row]:
         for number in COUNTS[1:]
     ]  # fmt: skip
     peer = "libvirt, clean-traffic"
-    return [*rows, Row("the same", None, peer, None, "ms", why=NEEDS_HOST)]
+    return [*rows, Row("the same", None, peer, None, "ms", why=IN_HOST)]
 
 
 def until_address() -> list[Row]:
@@ -174,24 +175,33 @@ def first_line(stream: IO[bytes], beginning: bytes) -> bytes:
     return next((line for line in stream if line.startswith(beginning)), b"")
 
 
-def in_guests() -> list[Row]:
-    """What only guests at speed can show, and a line that says why not."""
-    missing: dict[str, Any] = {
-        "no KVM": not probe().usable,
-        "no /dev/vhost-net": not Path("/dev/vhost-net").exists(),
-    }
-    why = ", ".join(word for word, is_so in missing.items() if is_so)
-    if not why:
-        why = "two guests and iperf3 are needed"
-    peers = ("plain TAP", "passt", "slirp")
+def to_this_machine() -> list[Row]:
+    """A datagram to a socket, in namespaces: by a TAP, and by what needs no privilege."""
+    argv = ["unshare", "--net", sys.executable, "-m", "bench._usernet", str(ROUNDS)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=True)
+    rate = {name: statistics.median(values) for name, values in json.loads(done.stdout).items()}
     return [
-        Row("multiqueue and vhost", None, peer, None, "Gbit/s", why=f"not measured: {why}")
-        for peer in peers
-    ]
+        Row(f"{SIZES[size]} to this machine", rate[f"tap, {size}"], peer,
+            rate.get(f"{peer}, {size}"), "k datagrams/s")
+        for size in (64, 1514)
+        for peer in ("passt", "slirp")
+    ]  # fmt: skip
+
+
+def in_guests() -> list[Row]:
+    """What only guests at speed can show, and why there is no figure of it."""
+    kvm = probe()
+    why = "needs two guests and iperf3" if kvm.usable else f"not measured: KVM {kvm.verdict.value}"
+    if not kvm.usable:
+        print(f"nothing is measured between guests: {kvm.reason}", file=sys.stderr)
+    return [
+        Row("between guests: vhost, 2 queues", None, peer, None, "Gbit/s", why=why)
+        for peer in ("plain TAP", "passt", "slirp")
+    ] + [Row("the same without guests", None, "plain TAP", None, "", why=IN_HOST)]
 
 
 def main() -> None:
-    rows = per_frame()
+    rows = [*per_frame(), *to_this_machine()]
     with laboratory():
         rows = [*adding(), *rows, *until_address(), *in_guests()]
     report("network", rows)

@@ -26,15 +26,16 @@ SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE = 0x4008AF10, 0x4028AF11, 0x4008AF
 SET_VRING_KICK, SET_VRING_CALL, SET_BACKEND = 0x4008AF20, 0x4008AF21, 0x4008AF30
 
 TRANSMIT = 1
-ENTRIES = 8
-#: A page each for descriptors, available ring, used ring and one frame with its header.
+#: As many as have room in a page each: descriptors, available ring, used ring; and a page for the
+#: one frame with its header.
+ENTRIES = 256
 DESCRIPTORS, AVAILABLE, USED, FRAME, SIZE = 0, 4096, 8192, 12288, 4096 + 12288
 #: struct virtio_net_hdr, all zero: no offload. The TAP has IFF_VNET_HDR, so it is for the TAP.
 HEADER = bytes(10)
 
 
 class Transmitter:
-    """The queue; one frame is under way at a time."""
+    """The queue; one frame is under way at a time, in as many copies as are wanted."""
 
     def __init__(self, tap: int, device: int) -> None:
         """:raise OSError: somebody else is its owner."""
@@ -59,21 +60,28 @@ class Transmitter:
     def _do(self, request: int, argument: bytes | int) -> None:
         fcntl.ioctl(self._device, request, argument)
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, copies: int = 1) -> None:
         """Hand a frame over, and wait until the kernel says that it is done with it.
 
         :raise TimeoutError: it never did.
         """
+        self.post(frame, copies)
+        self.wait()
+
+    def post(self, frame: bytes, copies: int) -> None:
+        """Hand a frame over so many times, at most ENTRIES, at one go."""
         packet, memory = HEADER + frame, self._memory
         memory[FRAME : FRAME + len(packet)] = packet
-        slot = self._count % ENTRIES
         descriptor = struct.pack("QIHH", self._base + FRAME, len(packet), 0, 0)
+        # Every slot of the available ring is zero, which is to say: this descriptor.
         memory[DESCRIPTORS : DESCRIPTORS + 16] = descriptor
-        memory[AVAILABLE + 4 + 2 * slot : AVAILABLE + 6 + 2 * slot] = struct.pack("H", 0)
-        self._count += 1
+        self._count += copies
         memory[AVAILABLE + 2 : AVAILABLE + 4] = struct.pack("H", self._count & 0xFFFF)
         os.eventfd_write(self._kick, 1)
-        while struct.unpack_from("H", memory, USED + 2)[0] != self._count & 0xFFFF:
+
+    def wait(self) -> None:
+        """Until the kernel is done with all that was handed over."""
+        while struct.unpack_from("H", self._memory, USED + 2)[0] != self._count & 0xFFFF:
             if not select.select([self._call], [], [], 20)[0]:
                 raise TimeoutError("vhost-net has not taken the frame")
             os.eventfd_read(self._call)
