@@ -17,7 +17,7 @@ import pytest
 from lab.contract import Member, documented, errors, members, parameters
 from lab.stage import ROOT
 from sessionvirt import broker_errors as wording
-from sessionvirt.broker_requests import PciRequest, Request, TapRequest
+from sessionvirt.broker_requests import DirectRequest, PciRequest, Request, TapRequest
 from sessionvirt_broker import errors as broker_errors
 from sessionvirt_broker import service
 
@@ -48,7 +48,7 @@ def test_the_file_has_what_it_should() -> None:
     assert members()[service.NAME, "Acquire"] == Member("a(sa{sv})a{sv}", "ohaa{sv}")
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
-        "grant": 15,
+        "grant": 17,
         "pci": 12,
         "plan": 5,
         "requests": 4,
@@ -165,6 +165,10 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
         "tap": (
             TapRequest(network="default", mac="52:54:00:00:00:01", queues=2, vhost=True),
             TapRequest(bridge="br0", name="web", vlan=42),
+        ),
+        "direct": (
+            DirectRequest("eth0", mac="52:54:00:00:00:01", queues=2, vhost=True),
+            DirectRequest("eth0", mode="private", name="web"),
         ),
         "pci": (
             PciRequest(

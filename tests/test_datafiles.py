@@ -34,6 +34,7 @@ CAPABILITIES = "CAP_NET_ADMIN CAP_DAC_OVERRIDE CAP_FOWNER CAP_SYS_RESOURCE CAP_K
 DEFAULTS = {
     "network-attach": ("auth_admin", "auth_admin", "yes"),
     "bridge-attach": ("auth_admin", "auth_admin", "auth_admin"),
+    "direct-attach": ("auth_admin", "auth_admin", "auth_admin"),
     "pci-assign": ("auth_admin", "auth_admin", "auth_admin"),
     "pci-network": ("auth_admin", "auth_admin", "auth_admin"),
     "reclaim": ("auth_admin", "auth_admin", "auth_admin"),

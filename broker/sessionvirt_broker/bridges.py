@@ -51,9 +51,18 @@ def read_bridge(name: str, body: dict[str, object], wrong: Wrong) -> LanBridge:
     for key in body:
         if key not in KEYS:
             raise wrong((*at, key), f"{key!a} is not known here")
+    vlans = _vlans((*at, "vlans"), body.get("vlans", []), wrong)
+    return LanBridge(read_permit(at, body, wrong), vlans)
+
+
+def read_permit(at: tuple[str, ...], body: dict[str, object], wrong: Wrong) -> Permit:
+    """For whom a table says that nobody need be asked: its ``users`` and ``groups``.
+
+    :raise ConfigurationError: it is wrong.
+    """
     users = _accounts((*at, "users"), body.get("users", []), USERS, wrong)
     groups = _accounts((*at, "groups"), body.get("groups", []), GROUPS, wrong)
-    return LanBridge(Permit(users, groups), _vlans((*at, "vlans"), body.get("vlans", []), wrong))
+    return Permit(users, groups)
 
 
 def _accounts(

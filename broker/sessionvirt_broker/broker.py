@@ -288,7 +288,11 @@ class Broker:
                 for one in self._networks.all_of(call.caller.uid, configuration, self._host)
             ]
             bridges = [row(name, "bridge", "lan", name) for name in sorted(configuration.bridges)]
-            return networks + bridges
+            directs = [
+                row(name, "direct", ",".join(sorted(offered.modes)), name)
+                for name, offered in sorted(configuration.directs.items())
+            ]
+            return networks + bridges + directs
 
         return await self._worker.run(survey)
 
@@ -385,7 +389,7 @@ def _tell(
         lease=lease,
         vm=owner.vm,
         what=f"{given['kind']} {given.get('ifname') or given.get('address')}",
-        where=given.get("network") or given.get("bridge") or "",
+        where=given.get("network") or given.get("bridge") or given.get("device") or "",
         mac=given.get("mac", ""),
         vlan=given.get("vlan") or "",
         why=allowed,

@@ -21,19 +21,21 @@ from typing import TYPE_CHECKING
 
 from . import accounts
 from .bridges import read_bridge
+from .direct import read_direct
 from .errors import ConfigurationError
 from .limits import Limits
 from .networkconfig import BRIDGE_PREFIX, Network, default_domain, read_networks
 from .pci import is_address
 from .private import PrivatePolicy, read_private
 from .tomlsource import Source
-from .wire import BridgeName, NetworkName, is_interface_name
+from .wire import TAP_PREFIX, BridgeName, DeviceName, NetworkName, is_interface_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from .bridges import LanBridge
+    from .direct import DirectInterface
 _MAX_BYTES = 256 * 1024
 
 
@@ -58,6 +60,7 @@ class Configuration:
     limits: Limits
     networks: Mapping[NetworkName, Network]
     bridges: Mapping[BridgeName, LanBridge]
+    directs: Mapping[DeviceName, DirectInterface]
     pci: PciPolicy
     private: PrivatePolicy
     source: str
@@ -76,6 +79,7 @@ BUILTIN = Configuration(
         }
     ),
     bridges=MappingProxyType({}),
+    directs=MappingProxyType({}),
     pci=PciPolicy(),
     private=PrivatePolicy(),
     source="builtin",
@@ -159,17 +163,23 @@ class _Reader(Source):
     """Turns the parsed table into a :class:`Configuration`."""
 
     def configuration(self, table: dict[str, object]) -> Configuration:
-        self.only(table, (), "limits", "network", "private", "bridge", "pci")
+        self.only(table, (), "limits", "network", "private", "bridge", "direct", "pci")
         networks = read_networks(self, table)
         bridges: dict[BridgeName, LanBridge] = {}
         for name, body in self.tables(table, ("bridge",)).items():
             if not is_interface_name(name) or name.startswith(BRIDGE_PREFIX):
                 raise self.wrong(("bridge", name), "is not the name of a bridge of the LAN")
             bridges[BridgeName(name)] = read_bridge(name, body, self.wrong)
+        directs: dict[DeviceName, DirectInterface] = {}
+        for name, body in self.tables(table, ("direct",)).items():
+            if not is_interface_name(name) or name.startswith((BRIDGE_PREFIX, TAP_PREFIX)):
+                raise self.wrong(("direct", name), "is not the name of an interface of the host's")
+            directs[DeviceName(name)] = read_direct(name, body, self.wrong)
         return Configuration(
             limits=self._limits(self.tables(table, ("limits",), leaf=True)["limits"]),
             networks=MappingProxyType(networks if "network" in table else dict(BUILTIN.networks)),
             bridges=MappingProxyType(bridges),
+            directs=MappingProxyType(directs),
             pci=self._pci(self.tables(table, ("pci",), leaf=True)["pci"]),
             private=read_private(self, table),
             source="file",

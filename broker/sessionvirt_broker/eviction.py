@@ -30,8 +30,8 @@ from .lease import RECORD_PREFIX
 from .leases import Leases
 from .netlink import Links
 from .networkconfig import BRIDGE_PREFIX
-from .tap import TAP_PREFIX
 from .vfio import Vfio
+from .wire import TAP_PREFIX
 
 if TYPE_CHECKING:
     from .dnsmasq import Keeper
@@ -100,6 +100,7 @@ def _unrecorded(host: Host) -> list[str]:
     ]
     try:
         host.firewall.remove()
+        host.firewall.egress.remove()
     except HostFailure as error:
         lines.append(str(error))
     names = sorted(path.name for path in _SYS_CLASS_NET.iterdir())

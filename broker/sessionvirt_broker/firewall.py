@@ -16,12 +16,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .egress import Egress
 from .errors import HostFailure
 from .networkconfig import Mode
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from .egress import MacvtapRules
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +149,8 @@ class Firewall:
         self._taps: dict[str, TapRules] = {}
         self._networks: set[NetworkRules] = set()
         self._uplinks: dict[int, frozenset[int]] = {}
+        #: The table of macvtap devices, by the same context.
+        self.egress = Egress(self._load, self._run, self._list)
 
     @property
     def _nft(self) -> Any:
@@ -184,14 +189,22 @@ class Firewall:
         named = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
         return {one for one in named if MARKERS.fullmatch(one)}
 
-    def adopt(self, taps: Iterable[TapRules], networks: Iterable[NetworkRules]) -> None:
+    def adopt(
+        self,
+        taps: Iterable[TapRules],
+        networks: Iterable[NetworkRules],
+        macvtaps: Iterable[MacvtapRules] = (),
+    ) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
         self._taps = {rules.ifname: rules for rules in taps}
         self._networks = set(networks)
-        if self._taps or self._networks:
-            self._rebuild()
-        else:
-            self.remove()
+        try:
+            if self._taps or self._networks:
+                self._rebuild()
+            else:
+                self.remove()
+        finally:
+            self.egress.adopt(macvtaps)
 
     def add_tap(self, rules: TapRules) -> None:
         """Permit a TAP what ``rules`` say."""
@@ -254,7 +267,7 @@ class Firewall:
             for ifname, packets in self._counters(reason).items():
                 if packets:
                     result.setdefault(ifname, {})[reason] = packets
-        return result
+        return result | self.egress.drops()
 
     def _counters(self, reason: str) -> dict[str, int]:
         """Frames by interface."""
@@ -276,13 +289,9 @@ class Firewall:
         state = self.state()
         if state is TablesState.FOREIGN:
             raise HostFailure("the host has a foreign nft table named sessionvirt")
-        if state is TablesState.ABSENT:
-            # One of the two may be there, or an earlier edition: the text replaces both.
-            # PRIVILEGE: CAP_NET_ADMIN; the one text that nft parses, and it is a constant.
-            code, _, message = self._nft.cmd(RULESET)
-            if code:
-                log.error("nft refused the fixed rules: %s", message)
-                raise HostFailure("the host refused the fixed firewall rules")
+        # One of the two may be there, or an earlier edition: the text replaces both.
+        if state is TablesState.ABSENT and not self._load(RULESET):
+            raise HostFailure("the host refused the fixed firewall rules")
         taps = [element for rules in self._taps.values() for element in rules.elements()]
         networks = [element for rules in self._networks for element in rules.elements()]
         uplinks = [
@@ -306,6 +315,7 @@ class Firewall:
         ]
         if not self._run(commands):
             raise HostFailure("the host refused the firewall's elements")
+        self.egress.restore()
 
     def _forgotten(self) -> list[tuple[str, object]]:
         """The counters of TAPs that are not there any more; the others go on counting."""
@@ -330,6 +340,13 @@ class Firewall:
         both = [*_commands("add", table, elements), *deletion]
         if not self._run(both) and self.state() is TablesState.PRESENT:
             raise HostFailure("the host refused to remove firewall elements")
+
+    def _load(self, text: str) -> bool:
+        # PRIVILEGE: CAP_NET_ADMIN; the only texts that nft parses, and they are constants.
+        code, _, message = self._nft.cmd(text)
+        if code:
+            log.error("nft refused the fixed rules: %s", message)
+        return bool(code == 0)
 
     def _run(self, commands: Commands) -> bool:
         # PRIVILEGE: CAP_NET_ADMIN; JSON made from validated numbers, one transaction.

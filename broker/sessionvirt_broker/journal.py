@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 #: A lease, or something that leases share.
 _ID = re.compile(
-    r"lease-[0-9a-f]{32}|network-svn_[a-z][a-z0-9_]{0,10}|firewall|forwarding6?|vfio-[0-9]{1,6}"
+    r"lease-[0-9a-f]{32}|network-svn_[a-z][a-z0-9_]{0,10}|firewall|egress|forwarding6?"
+    r"|vfio-[0-9]{1,6}"
 )
 _MAX_BYTES = 1 << 20
 

@@ -20,13 +20,14 @@ module and a line in ``kinds.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .config import Configuration
+    from .egress import MacvtapRules
     from .firewall import NetworkRules, TapRules
     from .host import Host
     from .limits import Share
@@ -124,6 +125,7 @@ class Adopted:
 
     taps: list[TapRules]
     networks: list[NetworkRules]
+    macvtaps: list[MacvtapRules] = field(default_factory=list)
 
 
 class ResourceKind(Protocol):

@@ -11,6 +11,7 @@ from .devices import Devices
 from .dnsmasq import HostEntry, NetworkFiles, RunDnsmasq
 from .forwarding import BridgeForward, Forward
 from .hostdev import PciKind
+from .macvtap import CreateMacvtap, DirectKind, EgressTable, FilterMacvtap, OpenMacvtap
 from .network import Bridge, FirewallTables, NetworkFilter
 from .pcinames import PciNames
 from .tap import AttachTap, CreateTap, FilterTap, TapKind
@@ -41,7 +42,10 @@ STEPS: Mapping[str, type[Step]] = {
         AttachTap,
         Bridge,
         BridgeForward,
+        CreateMacvtap,
         CreateTap,
+        EgressTable,
+        FilterMacvtap,
         FilterTap,
         FirewallTables,
         Forward,
@@ -51,6 +55,7 @@ STEPS: Mapping[str, type[Step]] = {
         NetworkFiles,
         NetworkFilter,
         OpenDevice,
+        OpenMacvtap,
         OpenVhost,
         OverrideDriver,
         RebindDevice,
@@ -80,6 +85,7 @@ def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False)
     drivers = Drivers(Variants(aliases))
     pci = PciKind(sys, proc, names, drivers, replaceable=replaceable)
     tap = TapKind(machine_id, sys / "class/net")
-    kinds: tuple[ResourceKind, ...] = (tap, pci)
+    direct = DirectKind(machine_id, sys / "class/net", tap.lan_macs)
+    kinds: tuple[ResourceKind, ...] = (tap, direct, pci)
     devices = Devices(sys, pci, names, drivers)
     return Kinds({kind.name: kind for kind in kinds}, devices, tap.networks)

@@ -435,7 +435,7 @@ class Leases:
                 self._kind_of(name).adopt(steps, adopted)
                 self._count(lease, name)
         try:
-            self._host.firewall.adopt(adopted.taps, adopted.networks)
+            self._host.firewall.adopt(adopted.taps, adopted.networks, adopted.macvtaps)
         except HostFailure:
             # Nothing new is given then, but what there is can be given back.
             log.exception("the firewall could not be taken over")

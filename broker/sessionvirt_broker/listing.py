@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Listing"]
 
-#: A TAP is on one of these.
-_PLACES = ("network", "bridge")
+#: Where an interface is: the type of place, and the fact of the grant that names it.
+_PLACES = {"network": "network", "bridge": "bridge", "direct": "device"}
 
 
 class Listing:
@@ -54,14 +54,16 @@ class Listing:
         return listed + [row for row in rows if uid in (None, row["uid"])]
 
     def network_users(self, uid: int | None) -> Counter[tuple[str, str]]:
-        """How many of a user's (None: everybody's) TAPs are on each ("network" or "bridge", name).
+        """How many of a user's (None: everybody's) TAPs are in each place (its type, its name).
 
         A network and a bridge of the LAN may have the same name.
         """
         found: Counter[tuple[str, str]] = Counter()
         for _, grants in self._of(uid):
             for facts in grants:
-                found.update((key, str(facts[key])) for key in _PLACES if facts.get(key))
+                found.update(
+                    (type_, str(facts[key])) for type_, key in _PLACES.items() if facts.get(key)
+                )
         return found
 
     def device_holders(self, uid: int | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ import socket
 import sys
 import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import NotSupported
 
@@ -155,10 +155,7 @@ class Links:
         try:
             self._ip.link("set", index=ifindex, vf=words)
         except Exception as error:
-            code = getattr(error, "code", None)
-            if not isinstance(code, int):
-                raise
-            raise OSError(code, os.strerror(code)) from error
+            _refused(error)
 
     def create_bridge(self, name: str, *, mac: str, mtu: int) -> int:
         """Make a bridge with an address of its own that no port's can replace.
@@ -212,6 +209,39 @@ class Links:
             prefixlen=interface.network.prefixlen,
             flags=0x02,
         )
+
+    def create_macvtap(self, name: str, ifindex: int, *, lower: int, mode: str, mac: str) -> None:
+        """Make a macvtap, down, on another interface.
+
+        :param ifindex: that it shall have.
+        :param lower: the other's.
+        :raise OSError: the kernel refuses.
+        """
+        # PRIVILEGE: CAP_NET_ADMIN; a new interface in the host's network namespace.
+        try:
+            self._ip.link(
+                "add",
+                ifname=name,
+                index=ifindex,
+                kind="macvtap",
+                link=lower,
+                macvtap_mode=mode,
+                address=mac,
+            )
+        except Exception as error:
+            _refused(error)
+
+    def up_for_groups(self, ifindex: int) -> None:
+        """Set a macvtap up, for frames to every group: which its guest is in nobody is told.
+
+        :raise OSError: its address is in use on the interface below (EADDRINUSE).
+        """
+        # PRIVILEGE: CAP_NET_ADMIN; frames flow. IFF_UP, and IFF_ALLMULTI: without, the kernel gives
+        # it none to a group that the device itself has not joined, and IPv6 needs one.
+        try:
+            self._ip.link("set", index=ifindex, flags=0x201, change=0x201)
+        except Exception as error:
+            _refused(error)
 
     def up(self, ifindex: int) -> None:
         """Set it up."""
@@ -374,6 +404,14 @@ class Links:
                 if link is not None:
                     found[link.ifindex] = link.name
         return found
+
+
+def _refused(error: Exception) -> NoReturn:
+    """Raise what the kernel refused as the error that it is; anything else as it was."""
+    code = getattr(error, "code", None)
+    if not isinstance(code, int):
+        raise error
+    raise OSError(code, os.strerror(code)) from error
 
 
 def _overlap(

@@ -32,6 +32,7 @@ from .tun import create
 from .vhost import OpenVhost
 from .wire import (
     PORT_PREFIX,
+    TAP_PREFIX,
     BridgeName,
     Mac,
     NetworkName,
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from .lan import Place
     from .wire import Fields
 
-#: Its TAPs; ``ruleset.py`` knows the prefix.
-TAP_PREFIX = "svt"
 #: A VM may name its own derived addresses, of any of this many positions.
 _DERIVED_POSITIONS = 64
 
@@ -215,8 +214,8 @@ class TapKind:
         self._books: dict[str, AddressBook] = {}
         self._names: dict[str, NameBook] = {}
         self.networks = Networks(machine_id)
-        #: On LAN bridges. One set for all: what two bridges are connected to is not known here.
-        self._lan_macs: set[str] = set()
+        #: On LANs, by macvtap too. One set for all: what two are connected to is not known here.
+        self.lan_macs: set[str] = set()
 
     def parse(self, fields: Fields, position: int, configuration: Configuration) -> TapRequest:
         request = TapRequest(
@@ -246,7 +245,7 @@ class TapKind:
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
     ) -> Offer:
         tap = cast("TapRequest", request)
-        address = self._mac(tap, owner)
+        address = guest_mac(tap.mac, tap.position, owner, self._machine_id)
         details = (("vm", shown(owner.vm)), ("uid", str(owner.uid)), ("mac", address))
         share = Share(taps=1, queues=tap.queues, fds=tap.queues if tap.vhost else 0)
         if tap.network is not None:
@@ -273,9 +272,9 @@ class TapKind:
         self, request: Request, owner: Owner, configuration: Configuration, host: Host
     ) -> Plan:
         tap = cast("TapRequest", request)
-        address = self._mac(tap, owner)
+        address = guest_mac(tap.mac, tap.position, owner, self._machine_id)
         ifname = TAP_PREFIX + secrets.token_hex(6)
-        altname = _altname(tap, owner)
+        altname = readable_name(tap.name, tap.position, owner)
         most = configuration.limits.vhost_descriptors
         vhost = (OpenVhost(ifname, tap.queues, most),) if tap.vhost else ()
         # Like libvirt's: a high first byte, so that no bridge would ever take it for its own. No
@@ -333,7 +332,7 @@ class TapKind:
             "ifname": made.ifname,
             "ifindex": made.ifindex,
             "altname": attached.altname,
-            "vhost": _has_vhost(steps),
+            "vhost": has_vhost(steps),
             "mac": rules.mac,
             "mtu": attached.mtu,
             **where,
@@ -354,7 +353,7 @@ class TapKind:
 
     def share(self, steps: Sequence[Step]) -> Share:
         queues = _tap_steps(steps)[0].queues
-        return Share(taps=1, queues=queues, fds=queues if _has_vhost(steps) else 0)
+        return Share(taps=1, queues=queues, fds=queues if has_vhost(steps) else 0)
 
     def watched(self, steps: Sequence[Step]) -> tuple[Watched, ...]:
         made, _, attached = _tap_steps(steps)
@@ -380,7 +379,7 @@ class TapKind:
                 self._book(step.bridge).hold(network, step.mac, given)
                 self._names_on(step.bridge).hold(step.name, step.mac)
             elif isinstance(step, FilterTap) and step.unbound:
-                self._lan_macs.add(step.mac)
+                self.lan_macs.add(step.mac)
 
     def ended(self, steps: Sequence[Step]) -> None:
         for step in steps:
@@ -392,7 +391,7 @@ class TapKind:
                 self._book(step.bridge).give_back(step.mac)
                 self._names_on(step.bridge).give_back(step.name, step.mac)
             elif isinstance(step, FilterTap) and step.unbound:
-                self._lan_macs.discard(step.mac)
+                self.lan_macs.discard(step.mac)
 
     def intact(self, steps: Sequence[Step], host: Host) -> str:
         made, _, attached = _tap_steps(steps)
@@ -411,17 +410,6 @@ class TapKind:
     def is_gone(self, steps: Sequence[Step], host: Host) -> bool:
         return host.links.by_index(_tap_steps(steps)[0].ifindex) is None
 
-    def _mac(self, request: TapRequest, owner: Owner) -> Mac:
-        def derived(position: int) -> Mac:
-            return derived_mac(self._machine_id, "tap", str(owner.uid), owner.vm, str(position))
-
-        if request.mac is None:
-            return derived(request.position)
-        foreign = request.mac not in map(derived, range(_DERIVED_POSITIONS))
-        if request.mac.startswith(DERIVED_PREFIX) and foreign:
-            raise InvalidRequest(f"mac: {DERIVED_PREFIX} is for addresses that the broker derives")
-        return request.mac
-
     def _book(self, bridge: str) -> AddressBook:
         return self._books.setdefault(bridge, AddressBook())
 
@@ -429,7 +417,7 @@ class TapKind:
         return self._names.setdefault(bridge, NameBook())
 
     def _not_on_a_lan(self, address: str) -> None:
-        if address in self._lan_macs:
+        if address in self.lan_macs:
             raise Busy(f"the MAC address {address} is in use on this bridge")
 
     def _place(
@@ -459,17 +447,35 @@ class TapKind:
         return ""
 
 
-def _altname(tap: TapRequest, owner: Owner) -> str:
+def guest_mac(asked: Mac | None, position: int, owner: Owner, machine_id: str) -> Mac:
+    """The address of a VM's interface: as asked for, or the one that is derived for its position.
+
+    :raise InvalidRequest: it may be another's derived one.
+    """
+
+    def derived(position: int) -> Mac:
+        return derived_mac(machine_id, "tap", str(owner.uid), owner.vm, str(position))
+
+    if asked is None:
+        return derived(position)
+    foreign = asked not in map(derived, range(_DERIVED_POSITIONS))
+    if asked.startswith(DERIVED_PREFIX) and foreign:
+        raise InvalidRequest(f"mac: {DERIVED_PREFIX} is for addresses that the broker derives")
+    return asked
+
+
+def readable_name(name: TapName | None, position: int, owner: Owner) -> str:
     """A name for people, which nobody can mistake for a host's own or another user's.
 
     systemd and others match interfaces by their alternative names, too: a caller's word never
     stands at the front.
     """
     words = re.sub(r"[^A-Za-z0-9_.-]", "_", owner.vm)[:64]
-    return f"{TAP_PREFIX}-{owner.uid}-{tap.name or f'{words}-{tap.position}'}"
+    return f"{TAP_PREFIX}-{owner.uid}-{name or f'{words}-{position}'}"
 
 
-def _has_vhost(steps: Sequence[Step]) -> bool:
+def has_vhost(steps: Sequence[Step]) -> bool:
+    """Whether descriptors of /dev/vhost-net came along."""
     return any(isinstance(step, OpenVhost) and step.given for step in steps)
 
 

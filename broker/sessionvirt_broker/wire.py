@@ -25,7 +25,10 @@ Mac = NewType("Mac", str)
 NetworkName = NewType("NetworkName", str)
 BridgeName = NewType("BridgeName", str)
 TapName = NewType("TapName", str)
+DeviceName = NewType("DeviceName", str)
 
+#: How the broker's TAPs and macvtap devices are called; ``ruleset.py`` knows it.
+TAP_PREFIX = "svt"
 #: How the address of the host's end of a TAP begins; with it in place of the guest's first octet.
 PORT_PREFIX = "fe:"
 
@@ -159,6 +162,16 @@ def bridge_name(fields: Fields) -> BridgeName | None:
     if not is_interface_name(text):
         raise InvalidRequest(f"{fields.where}.bridge: is not the name of an interface")
     return BridgeName(text)
+
+
+def device_name(fields: Fields) -> DeviceName:
+    """The required field ``device``: as of a bridge."""
+    text = fields.text("device")
+    if text is None:
+        raise InvalidRequest(f"{fields.where}.device: is missing")
+    if not is_interface_name(text):
+        raise InvalidRequest(f"{fields.where}.device: is not the name of an interface")
+    return DeviceName(text)
 
 
 def tap_name(fields: Fields) -> TapName | None:

@@ -24,7 +24,7 @@ function __sessionvirt_words
     test "$said" = "$argv"
 end
 
-# What the broker has of a type: network or bridge. Not what fish would take for something else: a
+# What the broker has of a type: network, bridge, direct. Not what fish would take for something else: a
 # tab begins a description, and a leading ~ is not escaped. The command shows no prompt, and waits
 # two seconds at most.
 function __sessionvirt_names
@@ -73,6 +73,9 @@ complete -c sessionvirt -n '__sessionvirt_verb run plan' -l network -x \
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l bridge -x \
     -a '(__sessionvirt_names bridge)' \
     -d 'A bridge that the administrator permits'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l direct -x \
+    -a '(__sessionvirt_names direct)' \
+    -d 'An interface that the administrator permits'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l kernel -r -F \
     -d 'Boot this kernel instead of the disk'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l initrd -r -F \
@@ -99,12 +102,13 @@ complete -c sessionvirt -n '__sessionvirt_verb run' -s q -l quiet \
 
 complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases doctor' -l json \
     -d 'For programs: stable, versioned keys'
-complete -c sessionvirt -n '__sessionvirt_verb networks' -l names -x -a 'network bridge' \
+complete -c sessionvirt -n '__sessionvirt_verb networks' -l names -x -a 'network bridge direct' \
     -d 'Only the names of one type'
 complete -c sessionvirt -n '__sessionvirt_verb networks' -l watch \
     -d 'Look again every second'
 complete -c sessionvirt -n '__sessionvirt_words networks' \
-    -a 'import export (__sessionvirt_names network) (__sessionvirt_names bridge)'
+    -a 'import export (__sessionvirt_names network) (__sessionvirt_names bridge)
+        (__sessionvirt_names direct)'
 complete -c sessionvirt -n '__sessionvirt_words networks import' -F
 complete -c sessionvirt -n '__sessionvirt_words networks export' \
     -a '(__sessionvirt_names network) (__sessionvirt_names bridge)'

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from .broker_requests import FDS_PER_DEVICE, PciRequest, Request, TapRequest
+from .broker_requests import FDS_PER_DEVICE, DirectRequest, PciRequest, Request, TapRequest
 from .broker_values import malformed
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TapGrant:
-    """A TAP device that is held.
+    """A TAP or macvtap device that is held.
 
     :param id: its name within the lease.
     :param fds: one for each queue; none where a lease is only listed. The lease owns them.
@@ -78,6 +78,7 @@ class TapGrant:
     :param vhost: whether it was given those.
     :param ifname: the host's name of it.
     :param altname: its second name, for people; empty: somebody else has that.
+    :param device: the host's interface that a macvtap shares, as its ``mode`` says; else empty.
     :param vlan: the one that was asked for on the bridge; 0: none was.
     :param mac: the only source address that the guest may use.
     :param mtu: bytes.
@@ -102,6 +103,8 @@ class TapGrant:
     vhost: bool = False
     altname: str = ""
     dns: str = ""
+    device: str = ""
+    mode: str = ""
 
     @property
     def descriptors(self) -> tuple[Fd, ...]:
@@ -185,10 +188,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """A managed network, or a bridge that the administrator permits.
+    """A managed network, or a bridge or interface that the administrator permits.
 
-    :param type: "network" or "bridge".
-    :param mode: "nat", "route", "isolated" or "open"; of a bridge "lan".
+    :param type: "network", "bridge" or "direct".
+    :param mode: "nat", "route", "isolated" or "open"; of a bridge "lan"; of an interface what is
+        offered, like "bridge,private".
     :param mtu: bytes; 0: there is no such bridge.
     :param ipv4: the host's addresses with their prefixes; may be empty, like ``ipv6``.
     :param leases: how many interfaces the caller has there; for root everybody's.
@@ -291,7 +295,7 @@ def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
     :param fds: None: the grant is of a list and has no descriptors.
     """
     kind = fields.text("kind")
-    if kind == TapRequest.kind:
+    if kind in (TapRequest.kind, DirectRequest.kind):
         return read_tap(fields, fds)
     if kind == PciRequest.kind:
         return read_pci(fields, fds)
@@ -299,7 +303,7 @@ def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
 
 
 def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
-    """Read the grant of a TAP device."""
+    """Read the grant of a TAP or macvtap device."""
     name = fields.text("id")
     indices = fields.numbers("fds", "ah") if fields.has("fds") or fds is not None else ()
     vhost = fields.flag("vhost")
@@ -321,6 +325,8 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         mtu=fields.number("mtu"),
         network=fields.text("network") if fields.has("network") else "",
         bridge=fields.text("bridge") if fields.has("bridge") else "",
+        device=fields.text("device") if fields.has("device") else "",
+        mode=fields.text("mode") if fields.has("mode") else "",
         vlan=fields.number("vlan") if fields.has("vlan") else 0,
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),

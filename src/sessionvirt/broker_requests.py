@@ -11,7 +11,10 @@ from typing import ClassVar, Final, TypeAlias
 
 from .errors import UsageError
 
-__all__ = ["FDS_PER_ANSWER", "FDS_PER_DEVICE", "Parameters", "PciRequest", "Request", "TapRequest"]
+__all__ = [
+    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "DirectRequest", "Parameters", "PciRequest", "Request",
+    "TapRequest",
+]  # fmt: skip
 
 #: What a request sends: name to D-Bus type and value.
 Parameters: TypeAlias = "dict[str, tuple[str, object]]"
@@ -78,6 +81,43 @@ class TapRequest:
 
 
 @dataclass(frozen=True)
+class DirectRequest:
+    """A macvtap device on an interface of the host's that the administrator permits.
+
+    :param device: the interface's name.
+    :param mode: "bridge", "private" or "vepa".
+    :param mac: as of a TAP, and so are the others.
+    """
+
+    kind: ClassVar[str] = "direct"
+
+    device: str
+    mode: str = "bridge"
+    mac: str | None = None
+    queues: int = 1
+    vhost: bool = False
+    name: str | None = None
+
+    @property
+    def descriptors(self) -> int:
+        """How many the answer carries for it."""
+        return self.queues * (2 if self.vhost else 1)
+
+    def parameters(self) -> Parameters:
+        """Return what is sent."""
+        sent: Parameters = {"device": ("s", self.device), "mode": ("s", self.mode)}
+        if self.mac is not None:
+            sent["mac"] = ("s", self.mac)
+        if self.name is not None:
+            sent["name"] = ("s", self.name)
+        if self.queues != 1:
+            sent["queues"] = ("u", self.queues)
+        if self.vhost:
+            sent["vhost"] = ("b", True)
+        return sent
+
+
+@dataclass(frozen=True)
 class PciRequest:
     """A PCI device of the host, with its whole isolation group.
 
@@ -128,4 +168,4 @@ class PciRequest:
         return sent
 
 
-Request: TypeAlias = TapRequest | PciRequest
+Request: TypeAlias = TapRequest | DirectRequest | PciRequest

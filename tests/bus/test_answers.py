@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab.contract import documented
+from lab.direct import wired
 from lab.fakepolkit import YES, FakePolkit
 from lab.lan import lan_bridge
-from lab.rawbus import Client, options, tap
+from lab.rawbus import Client, direct, options, tap
 from lab.stage import Flavour
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ def test_answers_have_the_documented_keys_and_types(
         authority.decide(YES, YES)
         answer = client.answer(serial)
         path, hold, grants = answer.body
-        on_network = {k: v for k, v in keys["grant"].items() if k not in ("bridge", "vlan")}
-        on_bridge = {k: v for k, v in keys["grant"].items() if k != "network"}
+        elsewhere = ("device", "mode")
+        every = {k: v for k, v in keys["grant"].items() if k not in elsewhere}
+        on_network = {k: v for k, v in every.items() if k not in ("bridge", "vlan")}
+        on_bridge = {k: v for k, v in every.items() if k != "network"}
         assert [types(row) for row in grants] == [on_network, on_bridge]
         assert [row["id"].value for row in grants] == ["tap0", "tap1"]
         assert sorted([hold, *grants[0]["fds"].value, *grants[1]["fds"].value]) == [0, 1, 2, 3]
@@ -65,6 +68,35 @@ def test_answers_have_the_documented_keys_and_types(
         assert [types(row) for row in listed] == [on_network, on_bridge]
         assert [row["fds"].value for row in listed] == [[], []]
         assert lease["lease"].value == path
+        client.release(path)
+        answer.close()
+
+
+def test_answers_about_a_macvtap_are_as_documented(
+    broker: Broker, authority: FakePolkit, alice: User
+) -> None:
+    broker.configure('[direct.wire0]\nmodes = ["private", "bridge"]\n')
+    keys = documented()
+    others = ("network", "bridge", "vlan")
+    expected = {key: type_ for key, type_ in keys["grant"].items() if key not in others}
+    with Client(alice) as client, wired("wire0"):
+        serial = client.ask("Acquire", [direct("wire0", queues=2)], options(vm="one"))
+        (check,) = authority.decide(YES)
+        assert check.action == "direct-attach"
+        told = {key: check.details[key] for key in ("device", "mode", "vm")}
+        assert told == {"device": "wire0", "mode": "bridge", "vm": "one"}
+        answer = client.answer(serial)
+        path, _, grants = answer.body
+        assert [types(row) for row in grants] == [expected]
+        assert (grants[0]["id"].value, len(grants[0]["fds"].value)) == ("direct0", 2)
+        rows = [row for row in client.call("ListNetworks", {})[0] if row["type"].value == "direct"]
+        assert [types(row) for row in rows] == [keys["networks"]]
+        names = ("name", "mode", "bridge", "up", "mtu", "leases")
+        assert [rows[0][name].value for name in names] == [
+            *("wire0", "bridge,private", "wire0", True, 1500, 1)
+        ]
+        (lease,) = client.call("ListLeases", {})[0]
+        assert [types(row) for row in lease["grants"].value] == [expected]
         client.release(path)
         answer.close()
 

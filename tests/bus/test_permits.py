@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.direct import wired
 from lab.fakepolkit import ASK, NO, YES, FakePolkit
 from lab.lan import lan_bridge
-from lab.rawbus import Client, options, tap
+from lab.rawbus import Client, direct, options, tap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,48 @@ def test_who_is_permitted_is_not_prompted(
         with closing(client.lease(serial)):
             authority.silence()
             assert [one["allowed"] for one in client.leases()] == ["configured"]
+
+
+def test_an_interface_is_permitted_likewise_and_by_itself_alone(
+    broker: Broker, authority: FakePolkit, alice: User
+) -> None:
+    """Who is permitted one interface is asked about another."""
+    broker.configure('[direct.wire0]\nusers = ["alice"]\n[direct.wire1]\n')
+    wanted = [direct(f"wire{number}", mac=f"52:54:00:00:00:0{number}") for number in (0, 1)]
+    with wired("wire0"), wired("wire1"), Client(alice) as client:
+        plans = []
+        for request in wanted:
+            serial = client.ask("Plan", [request], options(vm="one"))
+            authority.decide(ASK)
+            plans.append(client.answer(serial).body[0])
+        assert [plan["verdict"].value for plan in plans] == ["yes", "ask"]
+        assert plans[1]["prompt"].value == (
+            'Authentication is required to connect the virtual machine "one" to the local network'
+            ' of the interface "wire1", as a host of its own (52:54:00:00:00:01, mode bridge)'
+        )
+        serial = acquire(client, wanted[0])
+        (check,) = authority.decide(ASK)
+        assert (check.action, check.flags) == ("direct-attach", 0)
+        with closing(client.lease(serial)):
+            assert [one["allowed"] for one in client.leases()] == ["configured"]
+        serial = acquire(client, wanted[0])
+        authority.decide(NO)
+        assert client.answer(serial).error.short == "NotAuthorized"
+    broker.wait_until_idle()
+
+
+def test_another_wire_under_the_same_name_is_another(
+    broker: Broker, authority: FakePolkit, alice: User
+) -> None:
+    broker.configure("[direct.wire0]\n")
+    with Client(alice) as client:
+        with wired("wire0"):
+            serial = acquire(client, direct("wire0"))
+            authority.decide(ASK)
+            prompt = authority.check()
+        with wired("wire0"):
+            authority.answer_check(prompt, YES)
+            assert client.answer(serial).error.short == "StateChanged"
 
 
 def test_a_no_of_polkit_is_a_no_whatever_the_file_says(

@@ -13,7 +13,8 @@ import pytest
 from lab import host
 from lab.broker import COMMAND, RUNTIME, Broker
 from lab.bus import ENVIRONMENT
-from lab.client import Client, network_tap
+from lab.client import Client, direct, network_tap
+from lab.direct import wired
 from lab.files import wait_until_empty
 
 if TYPE_CHECKING:
@@ -90,6 +91,26 @@ def test_every_lease_ends_though_it_is_held(
     broker.start()
     with alices.acquire() as new:
         assert new.tap.ask_arp("10.213.80.1")
+
+
+def test_a_macvtap_goes_though_its_descriptors_stay(broker: Broker, alices: Client) -> None:
+    broker.configure("[direct.wire0]\n")
+    with wired("wire0"):
+        lease = alices.acquire(direct(device="wire0"))
+        broker.kill()
+        done = return_leases()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"lease {lease.id}: returned, from" in done.stdout
+        assert left() == []
+        # A table of ours that no record names goes, too.
+        broker.start()
+        host.nft("add", "table", "netdev", "sessionvirt")
+        host.nft("add", "chain", "netdev", "sessionvirt", "sessionvirt_1")
+        broker.stop()
+        assert return_leases().returncode == 0
+        assert left() == []
+        lease.close()
+    broker.start()
 
 
 def test_leases_of_a_broker_that_was_killed(broker: Broker, alices: Client, bobs: Client) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lab.users import User
 
-__all__ = ["INTERFACE", "PATH", "Client", "Lease", "RefusalError", "network_tap"]
+__all__ = ["INTERFACE", "PATH", "Client", "Lease", "RefusalError", "direct", "network_tap"]
 
 PATH = "/org/sessionvirt/Broker1"
 INTERFACE = NAME
@@ -57,9 +57,17 @@ def network_tap(network: str = "default", **fields: Any) -> tuple[str, dict[str,
 
     :param network: empty: none, for a request that names a bridge.
     """
-    values = {"network": network, **fields} if network else fields
+    return "tap", _typed({"network": network, **fields} if network else fields)
+
+
+def direct(**fields: Any) -> tuple[str, dict[str, Variant]]:
+    """A request for a macvtap device."""
+    return "direct", _typed(fields)
+
+
+def _typed(values: dict[str, Any]) -> dict[str, Variant]:
     types = {bool: "b", int: "u", str: "s"}
-    return "tap", {key: Variant(types[type(value)], value) for key, value in values.items()}
+    return {key: Variant(types[type(value)], value) for key, value in values.items()}
 
 
 @dataclass

@@ -46,8 +46,8 @@ def errors() -> set[str]:
 def documented() -> dict[str, dict[str, str]]:
     """Key to type, as the comments say, of all that is answered as a dictionary.
 
-    ``grant`` is that of a TAP, ``pci`` that of a PCI device; ``requests`` are those of a plan. A
-    key that is there or not (network, bridge) is listed.
+    ``grant`` is that of a TAP or macvtap device, ``pci`` that of a PCI device; ``requests`` are
+    those of a plan. A key that is there or not (network, bridge) is listed.
     """
     text = FILE.read_text()
     grant = _between(text, "A grant of a TAP is a{sv} with", "A grant of")
@@ -71,7 +71,8 @@ def parameters() -> dict[str, dict[str, str]]:
     """Key to type, as the comments say, of each kind of request."""
     text = FILE.read_text()
     return {
-        "tap": _table(_between(text, '"tap"  a TAP device', '"pci"')),
+        "tap": _table(_between(text, '"tap"  a TAP device', '"direct"')),
+        "direct": _table(_between(text, '"direct"  a macvtap device', '"pci"')),
         "pci": _table(_between(text, '"pci"  a PCI device', "A grant of")),
     }
 

@@ -41,6 +41,7 @@ __all__ = [
     "Client",
     "Lease",
     "assert_serves",
+    "direct",
     "marshalled",
     "options",
     "pci",
@@ -384,6 +385,12 @@ def tap(network: str | None = "default", **parameters: Variant | str | int) -> l
     """One request; a text is a ``s``, a number a ``u``."""
     given: Mapping[str, Variant | str | int | None] = {"network": network, **parameters}
     return ["tap", {key: _variant(value) for key, value in given.items() if value is not None}]
+
+
+def direct(device: str, **parameters: Variant | str | int) -> list[Any]:
+    """One request for a macvtap device."""
+    given: Mapping[str, Variant | str | int] = {"device": device, **parameters}
+    return ["direct", {key: _variant(value) for key, value in given.items()}]
 
 
 def pci(address: str, **parameters: Variant | str | bool) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from golden.cases import BINARY
 from sessionvirt.broker_data import Lease, PciGrant, TapGrant
-from sessionvirt.broker_requests import TapRequest
+from sessionvirt.broker_requests import PciRequest, TapRequest
 from sessionvirt.descriptors import Fd
 from sessionvirt.driver.hotplug import HotPlug
 from sessionvirt.model.domain import Domain, parse_domain
@@ -142,8 +142,9 @@ class World:
         return grant
 
     def _answer(self, request: Request) -> Grant:
-        if not isinstance(request, TapRequest):
+        if isinstance(request, PciRequest):
             return self._grant(request.address)
+        assert isinstance(request, TapRequest)
         name = f"tap{len(self.granted)}"
         words = {"ifname": f"svt{len(self.granted):012x}", "altname": request.name or ""}
         queues = [self._fd("/dev/null") for _ in range(request.queues)]

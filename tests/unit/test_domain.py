@@ -214,6 +214,36 @@ CONTRADICTIONS = {
         document("<interface type='user'><source network='n'/></interface>"),
         "4: /domain/devices/interface/source/@network",
     ),
+    "direct without a device": (
+        document("<interface type='direct'><source mode='bridge'/></interface>"),
+        "4: /domain/devices/interface/source/@dev",
+    ),
+    "a device of a network": (
+        document("<interface type='network'><source network='n' dev='eth0'/></interface>"),
+        "4: /domain/devices/interface/source/@dev",
+    ),
+    "a mode of a bridge": (
+        document("<interface type='bridge'><source bridge='b' mode='private'/></interface>"),
+        "4: /domain/devices/interface/source/@mode",
+    ),
+    "a mode that there is not": (
+        document("<interface type='direct'><source dev='eth0' mode='hub'/></interface>"),
+        "4: /domain/devices/interface/source/@mode",
+    ),
+    "passthrough": (
+        document("<interface type='direct'><source dev='eth0' mode='passthrough'/></interface>"),
+        "4: /domain/devices/interface/source/@mode",
+    ),
+    "direct with a bridge": (
+        document("<interface type='direct'><source dev='eth0' bridge='b'/></interface>"),
+        "4: /domain/devices/interface/source/@bridge",
+    ),
+    "direct with a VLAN": (
+        document(
+            "<interface type='direct'><source dev='eth0'/><vlan><tag id='1'/></vlan></interface>"
+        ),
+        "4: /domain/devices/interface/vlan",
+    ),
     "interface name too long": (
         document(f"<interface type='bridge'><source bridge='{'b' * 16}'/></interface>"),
         "4: /domain/devices/interface/source/@bridge",

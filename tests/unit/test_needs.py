@@ -82,6 +82,35 @@ def test_each_host_device_names_the_others() -> None:
     assert [need.interface for need in needs(parsed("hostdevs").value)] == [1]
 
 
+def test_an_interface_of_the_host_is_asked_for_with_its_mode() -> None:
+    """Without one it is vepa, as libvirt has it."""
+    first, second = needs(parsed("direct").value)
+    assert (first.kind, first.device, first.mode) == (NeedKind.TAP, "eth0", "bridge")
+    assert (second.kind, second.device, second.mode) == (NeedKind.TAP, "eth0.42", "vepa")
+    asked = broker_requests(parsed("direct").value, vhost=True)
+    assert [(one.kind, one.parameters()) for one in asked] == [
+        (
+            "direct",
+            {
+                "device": ("s", "eth0"),
+                "mode": ("s", "bridge"),
+                "mac": ("s", "52:54:00:11:22:01"),
+                "queues": ("u", 2),
+                "vhost": ("b", True),
+                "name": ("s", "lan"),
+            },
+        ),
+        (
+            "direct",
+            {
+                "device": ("s", "eth0.42"),
+                "mode": ("s", "vepa"),
+                "mac": ("s", "52:54:00:11:22:02"),
+            },
+        ),
+    ]
+
+
 def test_a_vlan_is_asked_for_with_its_bridge() -> None:
     requests = broker_requests(parsed("interfaces").value)
     sent = [one.parameters() for one in requests]

@@ -607,6 +607,8 @@ def test_the_range_of_dhcp_is_one_that_libvirt_takes(address: str, start: str, e
 def test_what_the_bus_says_is_not_believed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BrokerUnavailableError):
         networkfiles.export_network([info(ipv4=("10.1.0.1/24'/><x a='",))])
+    with pytest.raises(UsageError, match="is an interface of the host"):
+        networkfiles.export_network([info("eth0", type="direct", mode="bridge,vepa")])
     with pytest.raises(UsageError, match="cannot be exported"):
         networkfiles.export_network([info(mode="n\x1b[2J")])
     text = networkfiles.export_network([info("a'><b/>"), info("a'><b/>", type="bridge")])

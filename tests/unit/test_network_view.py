@@ -159,6 +159,20 @@ def test_who_is_on_it_and_not_elsewhere() -> None:
     assert [each.tap.ifname for each in seen(*leases, of=bridge).interfaces] == ["svt03"]
 
 
+def test_who_shares_an_interface_of_the_host() -> None:
+    wire = network("eth0", type="direct", mode="bridge,vepa", bridge="eth0", ipv4=(), ipv6=())
+    leases = (
+        lease(tap("svt01", network="", device="eth0", mode="vepa"), vm="one"),
+        lease(tap("svt02", network="", bridge="eth0"), vm="two"),
+        lease(tap("svt03", network="eth0"), vm="three"),
+    )
+    shown = seen(*leases, of=wire)
+    assert [each.tap.ifname for each in shown.interfaces] == ["svt01"]
+    head = lines(shown, WIDE)[:3]
+    assert head[0].endswith("eth0: interface to the local network, bridge,vepa, up")
+    assert head[1:] == ["  interface  eth0, MTU 1500", "  addresses  none of its own"]
+
+
 def test_the_shape_for_programs() -> None:
     one = tap(dns="guest.default.internal")
     shown = plain(seen(lease(one), ports=frozenset({"svt01", "svt02"})))

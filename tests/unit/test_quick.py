@@ -140,3 +140,25 @@ def test_a_vlan_of_the_command_line_is_the_interfaces(disk: Path) -> None:
     for text in ("br0,", "br0,vlan", "br0,mtu=1500", "br0,42"):
         with pytest.raises(UsageError, match="cannot be said after 'br0'"):
             load("--bridge", text)
+
+
+def test_an_interface_of_the_command_line_has_a_mode(disk: Path) -> None:
+    def load(*words: str) -> Domain:
+        return load_domain(parser().parse_args(["run", *words, str(disk)]))
+
+    (nic,) = load("--direct", "eth0").interfaces
+    assert (nic.type, nic.device, nic.mode, nic.queues) == ("direct", "eth0", "bridge", 1)
+    for text in ("eth0,mode=private,queues=4", "eth0,queues=4,mode=private"):
+        (nic,) = load("--direct", text).interfaces
+        assert (nic.device, nic.mode, nic.queues) == ("eth0", "private", 4)
+    assert "<source dev='eth0' mode='vepa'/>" in dump_domain(load("--direct=eth0,mode=vepa"))
+    for text in (
+        "mode=passthrough",
+        "mode=",
+        "mode=hub",
+        "mode=vepa,mode=vepa",
+        "vlan=4",
+        "queues=0",
+    ):
+        with pytest.raises(UsageError, match="cannot be said after 'eth0'"):
+            load("--direct", f"eth0,{text}")

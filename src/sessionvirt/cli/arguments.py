@@ -99,9 +99,10 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     _add_json(form)
     form.add_argument(
         "--names",
-        choices=("network", "bridge"),
+        choices=("network", "bridge", "direct"),
         metavar="TYPE",
-        help="only the names of what is a 'network', or a 'bridge', for completion by a shell",
+        help="only the names of what is a 'network', a 'bridge' or 'direct', for completion by a "
+        "shell",
     )
 
 
@@ -152,6 +153,12 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
         "--bridge",
         metavar="BRIDGE[,vlan=ID][,queues=N]",
         help="a bridge that the administrator permits",
+    )
+    network.add_argument(
+        "--direct",
+        metavar="DEVICE[,mode=MODE][,queues=N]",
+        help="an interface of this host that the administrator permits, without a bridge; the mode "
+        "is 'bridge' (default), 'private' or 'vepa'",
     )
     quick.add_argument(
         "--pci",

@@ -23,7 +23,7 @@ __all__ = ["load_domain"]
 
 #: Options that describe a machine without XML.
 _QUICK: Final = (
-    "name", "memory", "vcpus", "network", "bridge", "pci", "kernel", "initrd", "append",
+    "name", "memory", "vcpus", "network", "bridge", "direct", "pci", "kernel", "initrd", "append",
 )  # fmt: skip
 #: No definition is longer; a disk image given by mistake is not read whole.
 _MAX_XML: Final = 4 << 20
@@ -78,6 +78,8 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
         return (
             QuickNetwork(bridge=bridge, vlan=numbers.get("vlan"), queues=numbers.get("queues", 1)),
         )
+    if args.direct is not None:
+        return (_direct(args.direct),)
     name, numbers = _numbers("--network", args.network or "user", {"queues": MAX_QUEUES})
     queues = numbers.get("queues", 1)
     if name in ("none", "user") and queues > 1:
@@ -87,6 +89,29 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     if name == "none":
         return ()
     return (QuickNetwork(network=None if name == "user" else name, queues=queues),)
+
+
+def _direct(text: str) -> QuickNetwork:
+    """Read ``DEVICE[,mode=MODE][,queues=N]``.
+
+    :raise UsageError: a mode that there is not, or is not for a guest.
+    """
+    from sessionvirt.model.interface import DirectMode
+    from sessionvirt.model.nic import MAX_QUEUES
+    from sessionvirt.model.quick import QuickNetwork
+
+    words = text.split(",")
+    modes = [word for word in words[1:] if word.startswith("mode=")]
+    rest = ",".join(word for word in words if word not in modes)
+    device, numbers = _numbers("--direct", rest, {"queues": MAX_QUEUES})
+    mode = modes[0].removeprefix("mode=") if modes else DirectMode.BRIDGE.value
+    known = [one.value for one in DirectMode if one is not DirectMode.PASSTHROUGH]
+    if len(modes) > 1 or mode not in known:
+        raise UsageError(
+            f"--direct: {modes[-1][:40]!a} cannot be said after {device[:40]!a}",
+            advice="write one of " + ", ".join(f"mode={one}" for one in known),
+        )
+    return QuickNetwork(device=device, mode=DirectMode(mode), queues=numbers.get("queues", 1))
 
 
 def _numbers(option: str, text: str, known: Mapping[str, int]) -> tuple[str, dict[str, int]]:

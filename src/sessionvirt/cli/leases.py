@@ -76,7 +76,9 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
         name = f"{grant.name} and {others} more" if others else grant.name
         on = f"PCI group {grant.group}" + (f", VLAN {grant.vlan}" if grant.vlan else "")
         return on, grant.address, grant.mac, name
-    on = grant.network or grant.bridge
+    on = grant.network or grant.bridge or grant.device
+    if grant.mode:
+        on = f"{on} {grant.mode}"
     if grant.vlan:
         on = f"{on} VLAN {grant.vlan}"
     return on, grant.ifname, grant.mac, " ".join((*grant.ipv4, *grant.ipv6))

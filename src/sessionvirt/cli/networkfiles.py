@@ -119,6 +119,12 @@ def export_network(networks: Sequence[NetworkInfo]) -> str:
     :raise UsageError: it is of a kind that libvirt has not.
     """
     network = networks[0]
+    if network.type == "direct":
+        raise UsageError(
+            f"{network.name} is an interface of the host, which is written here for no network",
+            advice=f"write <interface type='direct'><source dev='{network.name}' mode='bridge'/>"
+            "</interface> into the machine",
+        )
     if len(networks) > 1:
         say(f"{network.name} is a network and a bridge; this is the {network.type}")
     if network.mode not in [*(mode.value for mode in Mode), "lan"]:

@@ -31,7 +31,11 @@ __all__ = ["Interface", "View", "lines", "named", "plain", "taps", "view"]
 #: What the broker calls a TAP begins with this; other ports of a bridge are not machines.
 _TAP_PREFIX: Final = "svt"
 
-_TYPES: Final = {"network": "managed network", "bridge": "bridge of the local network"}
+_TYPES: Final = {
+    "network": "managed network",
+    "bridge": "bridge of the local network",
+    "direct": "interface to the local network",
+}
 _HEADS: Final = ("VM", "USER", "SINCE", "IN", "OUT", "DROPPED")
 
 
@@ -104,7 +108,7 @@ def view(
     here = tuple(
         Interface(lease, tap, user(lease.uid), *counted.get(tap.ifname, (None, None)))
         for lease, tap in taps(leases)
-        if network.name == (tap.network if network.type == "network" else tap.bridge)
+        if network.name == _place(network.type, tap)
     )
     others = None
     if ports is not None:
@@ -113,6 +117,11 @@ def view(
     elif not network.up:
         others = 0
     return View(network, others, here)
+
+
+def _place(kind: str, tap: TapGrant) -> str:
+    """The name of what it is on, where that is of this type; else empty."""
+    return {"network": tap.network, "direct": tap.device}.get(kind, tap.bridge)
 
 
 def plain(shown: View) -> dict[str, object]:
@@ -167,8 +176,9 @@ def _head(shown: View, width: int) -> list[str]:
     network = shown.network
     words = (_TYPES.get(network.type, network.type), network.mode, "up" if network.up else "down")
     title = f"{network.name}: {', '.join(words)}"
+    below = f"{network.bridge}, MTU {network.mtu}" if network.mtu else "there is none"
     facts = {
-        "bridge": f"{network.bridge}, MTU {network.mtu}" if network.mtu else "there is none",
+        "interface" if network.type == "direct" else "bridge": below,
         "addresses": ", ".join((*network.ipv4, *network.ipv6)) or "none of its own",
         "machines": _machines(shown),
     }

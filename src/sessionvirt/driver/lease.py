@@ -17,7 +17,7 @@ from sessionvirt.qemu.process import describe_exit
 
 if TYPE_CHECKING:
     from sessionvirt.broker_client import BrokerClient
-    from sessionvirt.broker_requests import Request, TapRequest
+    from sessionvirt.broker_requests import DirectRequest, Request, TapRequest
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.needs import Need
     from sessionvirt.qemu.process import Child
@@ -58,7 +58,7 @@ def broker_requests(
     left = FDS_PER_ANSWER - needed
     if devices and not as_descriptors:
         left += FDS_PER_DEVICE * len(devices)
-    asked: list[TapRequest] = []
+    asked: list[TapRequest | DirectRequest] = []
     for need in taps:
         asked.append(tap_request(need, vhost=vhost, room=left))
         left -= asked[-1].descriptors - need.queues
@@ -80,15 +80,24 @@ def broker_requests(
     )
 
 
-def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest:
-    """What is asked for an interface on a network or bridge.
+def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest | DirectRequest:
+    """What is asked for an interface on a network, a bridge or an interface of the host's.
 
     :param vhost: as of :func:`broker_requests`.
     :param room: how many descriptors more than the queues the answer can carry.
     """
-    from sessionvirt.broker_requests import TapRequest
+    from sessionvirt.broker_requests import DirectRequest, TapRequest
 
     wanted = vhost if need.vhost is None else need.vhost
+    if need.device is not None and need.mode is not None:
+        return DirectRequest(
+            device=need.device,
+            mode=need.mode,
+            mac=need.mac,
+            queues=need.queues,
+            vhost=wanted and need.queues <= room,
+            name=need.name,
+        )
     return TapRequest(
         network=need.network,
         bridge=need.bridge,

@@ -18,7 +18,7 @@ from .devices import (
     DiskFormat,
     DiskIo,
 )
-from .interface import Interface, InterfaceType, LinkState, NicModel, host_devices
+from .interface import DirectMode, Interface, InterfaceType, LinkState, NicModel, host_devices
 from .nic import NicBackend
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def check_interface(nic: Interface) -> None:
     wanted = {
         InterfaceType.NETWORK: ("network", nic.network),
         InterfaceType.BRIDGE: ("bridge", nic.bridge),
+        InterfaceType.DIRECT: ("dev", nic.device),
     }
     for kind, (attribute, value) in wanted.items():
         if nic.type is kind and value is None:
@@ -187,10 +188,12 @@ def check_interface(nic: Interface) -> None:
             nic.at(f"source/@{attribute}").refuse(
                 f"does not go with type='{nic.type}'", f"Write type='{kind}', or leave it out."
             )
-    if nic.type in (InterfaceType.USER, InterfaceType.HOSTDEV) and nic.bridge is not None:
+    if nic.type not in (InterfaceType.NETWORK, InterfaceType.BRIDGE) and nic.bridge is not None:
         nic.at("source/@bridge").refuse(
             f"does not go with type='{nic.type}'", "Write type='bridge', or leave it out."
         )
+    if nic.mode is not None:
+        _mode(nic)
     _path(nic.rom_file, nic.at("rom/@file"))
     if nic.is_hostdev:
         _host_interface(nic)
@@ -198,6 +201,18 @@ def check_interface(nic: Interface) -> None:
         _emulated_interface(nic)
     if nic.vlan is not None:
         _vlan(nic, nic.vlan)
+
+
+def _mode(nic: Interface) -> None:
+    if nic.type is not InterfaceType.DIRECT:
+        nic.at("source/@mode").refuse(
+            f"does not go with type='{nic.type}'", "Write type='direct', or leave it out."
+        )
+    if nic.mode is DirectMode.PASSTHROUGH:
+        nic.at("source/@mode").refuse(
+            "it would take the interface from the host",
+            "Write mode='bridge', or type='hostdev' for a virtual function of the card.",
+        )
 
 
 def _emulated_interface(nic: Interface) -> None:
@@ -214,7 +229,7 @@ def _emulated_interface(nic: Interface) -> None:
 def _driver(nic: Interface) -> None:
     if nic.queues > 1 and (nic.model is not NicModel.VIRTIO or nic.type is InterfaceType.USER):
         nic.at("driver/@queues").refuse(
-            "only a virtio interface on a network or bridge can have several queues",
+            "only a virtio interface on a network, bridge or device can have several queues",
             "Add <model type='virtio'/>, or leave queues out.",
         )
     driver = nic.driver

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .domain import Domain
 
 __all__ = [
-    "HostPci", "Interface", "InterfaceType", "LinkState", "NicModel", "Vlan", "VlanTag",
-    "host_devices",
+    "DirectMode", "HostPci", "Interface", "InterfaceType", "LinkState", "NicModel", "Vlan",
+    "VlanTag", "host_devices",
 ]  # fmt: skip
 
 Mac: Final[Converter[MacAddress]] = Converter(
@@ -38,8 +38,19 @@ _NAME: Final = Pattern(r"[A-Za-z0-9_.+:-]{1,64}", "letters, digits and _ . + : -
 class InterfaceType(StrEnum):
     NETWORK = "network"
     BRIDGE = "bridge"
+    DIRECT = "direct"
     USER = "user"
     HOSTDEV = "hostdev"
+
+
+class DirectMode(StrEnum):
+    """How guests see each other that share an interface of the host's. The check refuses
+    ``passthrough``, which would take it from the host."""
+
+    BRIDGE = "bridge"
+    PRIVATE = "private"
+    VEPA = "vepa"
+    PASSTHROUGH = "passthrough"
 
 
 class NicModel(StrEnum):
@@ -76,6 +87,8 @@ class Vlan(Element):
 class Interface(Device):
     """``<interface>``.
 
+    :param device: the host's interface, with the type direct, and so is ``mode``: where silent, it
+        is vepa, as libvirt has it.
     :param mac: with the type hostdev: where silent, the card gives it what it has.
     :param mtu: bytes.
     :param managed: as of a host device, with the type hostdev, and so is ``source``.
@@ -90,6 +103,10 @@ class Interface(Device):
     bridge: str | None = attr(
         "source/@bridge", Pattern(r"[^/\s:]{1,15}", "a bridge's name, at most 15")
     )
+    device: str | None = attr(
+        "source/@dev", Pattern(r"[^/\s:]{1,15}", "an interface's name, at most 15")
+    )
+    mode: DirectMode | None = attr("source/@mode", Choice(DirectMode))
     managed: bool = attr("@managed", YesNo, default=False)
     source: HostPlace | None = child("source/address", HostPlace)
     vlan: Vlan | None = child("vlan", Vlan)

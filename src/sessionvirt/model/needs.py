@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .interface import Interface, InterfaceType, NicModel, host_devices
+from .interface import DirectMode, Interface, InterfaceType, NicModel, host_devices
 from .nic import NicBackend
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ __all__ = [
 
 
 class NeedKind(StrEnum):
-    """``TAP``: a TAP device on a network or bridge, which takes privilege. ``USER``: a user-mode
-    network, which takes none."""
+    """``TAP``: a TAP device on a network or bridge, or a macvtap, which takes privilege. ``USER``:
+    a user-mode network, which takes none."""
 
     TAP = "tap"
     USER = "user"
@@ -36,7 +36,10 @@ class Need:
 
     :param interface: its index in the domain.
     :param network: a managed network's name; else None.
-    :param bridge: a bridge's name; else None. For a TAP exactly one of the two is there.
+    :param bridge: a bridge's name; else None.
+    :param device: the name of an interface of the host's that it shares; else None. For a TAP
+        exactly one of the three is there.
+    :param mode: how it shares that.
     :param vlan: of the bridge; None: its default one.
     :param mac: the address the document asks for; None: any.
     :param mtu: bytes; None: the network's.
@@ -49,6 +52,8 @@ class Need:
     interface: int
     network: str | None = None
     bridge: str | None = None
+    device: str | None = None
+    mode: str | None = None
     vlan: int | None = None
     mac: MacAddress | None = None
     queues: int = 1
@@ -77,6 +82,8 @@ def interface_need(nic: Interface, index: int) -> Need:
         index,
         network=nic.network if nic.type is InterfaceType.NETWORK else None,
         bridge=nic.bridge if nic.type is InterfaceType.BRIDGE else None,
+        device=nic.device,
+        mode=(nic.mode or DirectMode.VEPA).value if nic.device is not None else None,
         vlan=nic.vlan_id,
         mac=nic.mac,
         queues=nic.queues,

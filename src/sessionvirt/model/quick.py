@@ -26,7 +26,7 @@ from .devices import (
 )
 from .domain import Boot, BootDevice, Cpu, CpuMode, Domain, Features, Os
 from .hostdev import Hostdev, HostPlace
-from .interface import Interface, InterfaceType, NicModel, Vlan, VlanTag
+from .interface import DirectMode, Interface, InterfaceType, NicModel, Vlan, VlanTag
 from .nic import NicDriver
 
 if TYPE_CHECKING:
@@ -66,16 +66,20 @@ class QuickDisk:
 
 @dataclass(frozen=True)
 class QuickNetwork:
-    """One interface: a managed network, a bridge, or (neither) user mode.
+    """One interface: a managed network, a bridge, one of the host's, or (none) user mode.
 
     :param queues: pairs of queues; not for user mode.
     :param vlan: on the bridge.
+    :param device: the host's interface that it shares.
+    :param mode: how; with ``device``.
     """
 
     network: str | None = None
     bridge: str | None = None
     queues: int = 1
     vlan: int | None = None
+    device: str | None = None
+    mode: DirectMode = DirectMode.BRIDGE
 
 
 def disk_format(path: Path) -> DiskFormat:
@@ -164,12 +168,16 @@ def _interface(network: QuickNetwork) -> Interface:
         kind = InterfaceType.NETWORK
     elif network.bridge is not None:
         kind = InterfaceType.BRIDGE
+    elif network.device is not None:
+        kind = InterfaceType.DIRECT
     else:
         kind = InterfaceType.USER
     return Interface(
         type=kind,
         network=network.network,
         bridge=network.bridge,
+        device=network.device,
+        mode=network.mode if kind is InterfaceType.DIRECT else None,
         model=NicModel.VIRTIO,
         driver=NicDriver(queues=network.queues) if network.queues > 1 else None,
         vlan=Vlan(tags=(VlanTag(id=network.vlan),)) if network.vlan is not None else None,
