@@ -63,6 +63,9 @@ table netdev sessionvirt {{
   set macs {{
     type ifname . ether_addr
   }}
+  set clients {{
+    typeof oifname . @th,288,48
+  }}
 """
     + "".join(map(_reason, REASONS))
     + """
@@ -70,9 +73,18 @@ table netdev sessionvirt {{
     arp htype 1 arp ptype ip arp hlen 6 arp plen 4 meta oifname . arp saddr ether @macs accept
     goto drop_arp
   }
+  chain dhcp_client {
+    meta oifname . @th,288,48 @clients return
+    goto drop_dhcp
+  }
+  chain dhcp_client6 {
+    @th,64,8 { 1, 3, 4, 5, 6, 8, 9, 11 } return
+    goto drop_dhcp
+  }
   chain first_fragment4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
+    udp dport 67 jump dhcp_client
   }
   chain check_igmp {
     ip frag-off & 0x1fff == 0 igmp type { 0x12, 0x16, 0x17, 0x22 } return
@@ -95,6 +107,7 @@ table netdev sessionvirt {{
     exthdr hbh exists meta l4proto ah goto drop_router
     udp sport 547 goto drop_dhcp
     udp dport 546 goto drop_dhcp
+    udp dport 547 jump dhcp_client6
     meta l4proto >= 0 accept
     goto drop_ipv6
   }
@@ -123,6 +136,7 @@ class MacvtapRules:
         """Set and element."""
         return [
             ("macs", {"concat": [self.ifname, self.mac]}),
+            ("clients", {"concat": [self.ifname, hex(int(self.mac.replace(":", ""), 16))]}),
             *((f"dropped_{reason}", self.ifname) for reason in REASONS),
         ]
 
@@ -236,7 +250,7 @@ class Egress:
                 raise HostFailure("the host refused the fixed rules of macvtap devices")
             chains = self._chains() or set()
         self._refuse_foreign()
-        commands: Commands = [{"flush": {"set": _named("macs")}}]
+        commands: Commands = [{"flush": {"set": _named(name)}} for name in ("macs", "clients")]
         for rules in self._devices.values():
             commands += _elements("add", rules)
         for ifname in sorted(self._guarded - chains):
