@@ -2,11 +2,13 @@
 """``./dev bench hostnet``: what of ``network`` needs the test host, which is booted for it.
 
 Beside the broker is libvirt in system mode with its filter ``clean-traffic``; beside vhost-net and
-its queues is one write(2) for each frame. The host is emulated: quote the ratios.
+its queues is one write(2) for each frame. The host is emulated: quote the ratios. ``--seconds N``:
+how long machines may be added, which takes most of the time.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from host.connection import Connection
 
 ROUNDS = 60
-#: So long machines may be added; libvirt needs the longer for each, the more there are.
-PATIENCE = 150
+#: So long machines may be added: enough for a hundred of libvirt's.
+PATIENCE = 600
 WANTED = (1, 10, 100, 1000)
 
 
@@ -39,7 +41,7 @@ def inside(host: Connection, name: str, argument: int) -> dict[str, Any]:
     return found
 
 
-def filters(found: dict[str, dict[str, list[tuple[float, float]]]]) -> list[Row]:
+def filters(found: dict[str, dict[str, list[tuple[float, float]]]], seconds: int) -> list[Row]:
     """A machine more, and away again; and a line for what was not reached."""
     rows = []
     for count, times in found.items():
@@ -53,7 +55,7 @@ def filters(found: dict[str, dict[str, list[tuple[float, float]]]]) -> list[Row]
             Row(f"release number {count}", ours[1], peer, theirs[1], "ms"),
         ]
     last = max(map(int, found))
-    why = f"not reached: it had {last} after {PATIENCE} s"
+    why = f"not reached: it had {last} after {seconds} s"
     return rows + [
         Row(f"acquire number {count}", None, "libvirt, clean-traffic", None, "ms", why=why)
         for count in WANTED
@@ -78,14 +80,18 @@ def frames(found: dict[str, list[float]]) -> list[Row]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seconds", type=int, default=PATIENCE)
+    arguments, sys.argv[1:] = parser.parse_known_args()
+    seconds = arguments.seconds
     parts = (kernel.chosen(built(say), "debian", say), emulator.emulator(say))
     with machine.boot(parts, "bench", say, kvm=probe().usable) as one, one.connect() as host:
         install.furnish(host, say)
         say("frames by vhost-net and by write(2)")
         sent = inside(host, "vhost_bench", ROUNDS)
-        say(f"filters, the broker's and libvirt's; {PATIENCE} s and a little more")
-        added = inside(host, "nwfilter_bench", PATIENCE)
-    report("hostnet", [*filters(added), *frames(sent)])
+        say(f"filters, the broker's and libvirt's; {seconds} s and a little more")
+        added = inside(host, "nwfilter_bench", seconds)
+    report("hostnet", [*filters(added, seconds), *frames(sent)])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 COUNTS = (1, 10, 100, 1000)
-ROUNDS = 7
+ROUNDS = 3
 #: Room for all of them as machines of one user.
 ROOM = """\
 [limits]
