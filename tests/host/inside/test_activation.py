@@ -116,8 +116,8 @@ class Crowd:
                 fds = list(answer.fds)
                 leases.append(rawbus.Lease(path, fds.pop(hold), plain, fds))
             else:
-                (network,) = client.answer(serial, units.SECONDS).body[0]
-                assert network["name"].value == "default"
+                network, private = client.answer(serial, units.SECONDS).body[0]
+                assert (network["name"].value, private["name"].value) == ("default", "private")
         for client, serial, _ in asked:
             client.bus_call("GetId")
             with pytest.raises(TimeoutError):

@@ -47,7 +47,7 @@ OUTPUT = Path("/var/lib/testhost/confined.json")
 
 CONFIGURATION = Path("/etc/sessionvirt/broker.toml")
 LAN = "br-test"
-NETWORKS = ["default", LAN]
+NETWORKS = ["default", "private", LAN]
 #: systemd's own word for it: below 2 is "OK".
 EXPOSURE = 1.8
 
