@@ -16,6 +16,7 @@ from lab import frames, host
 from lab.broker import COMMAND, RUNTIME
 from lab.client import RefusalError, direct, network_tap
 from lab.direct import OTHERS, wired
+from lab.elsewhere import Elsewhere
 from lab.forgeries import FORGERIES
 from lab.lan import lan_bridge
 from lab.links import wait_for_link
@@ -158,20 +159,16 @@ def test_a_node_of_another_network_namespace_is_not_given(
     broker: Broker, alices: Client, wire: LanHost
 ) -> None:
     """/dev/tapN is found by an ifindex, of which each namespace has its own."""
-    host.ip("netns", "add", "container")
-    try:
-        inside = ("netns", "exec", "container", "ip", "link", "add")
-        host.ip(*inside, "v0", "type", "veth", "peer", "name", "v1")
-        with alices.acquire(on_wire()) as lease:
-            assert lease.tap.ifindex >= 1 << 24
-            node = Path(f"/dev/tap{lease.tap.ifindex}")
-            # The same number there: it gets no node, and ours stays ours.
-            number = str(lease.tap.ifindex)
-            host.ip(*inside, "m0", "index", number, "link", "v0", "type", "macvtap")
-            opened, found = os.fstat(lease.tap.fds[0]).st_rdev, node.stat()
-            assert (opened, stat.S_IMODE(found.st_mode)) == (found.st_rdev, 0o600)
-    finally:
-        host.ip("netns", "delete", "container")
+    with Elsewhere() as container, alices.acquire(on_wire()) as lease:
+        container.run(["ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1"])
+        assert lease.tap.ifindex >= 1 << 24
+        node = Path(f"/dev/tap{lease.tap.ifindex}")
+        # The same number there: it gets no node, and ours stays ours.
+        number = str(lease.tap.ifindex)
+        foreign = ["ip", "link", "add", "m0", "index", number, "link", "v0", "type", "macvtap"]
+        container.run(foreign)
+        opened, found = os.fstat(lease.tap.fds[0]).st_rdev, node.stat()
+        assert (opened, stat.S_IMODE(found.st_mode)) == (found.st_rdev, 0o600)
 
 
 # Frames
