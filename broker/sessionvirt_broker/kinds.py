@@ -14,7 +14,8 @@ from .hostdev import PciKind
 from .macvtap import CreateMacvtap, DirectKind, EgressTable, FilterMacvtap, OpenMacvtap
 from .network import Bridge, FirewallTables, NetworkFilter
 from .pcinames import PciNames
-from .tap import AttachTap, CreateTap, FilterTap, TapKind
+from .tap import TapKind
+from .tapsteps import AttachTap, CreateTap, FilterTap
 from .variants import Variants
 from .vf import SetFunction
 from .vfiodrivers import Drivers

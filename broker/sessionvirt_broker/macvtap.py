@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 from .direct import DirectMode
 from .egress import MacvtapRules
 from .errors import Busy, HostFailure, InvalidRequest, NotSupported, StateChanged
+from .guestcard import guest_mac, readable_name
 from .kind import Offer, Owner, Plan, Request, Shared
 from .limits import Share
 from .lower import find_lower, offer
 from .steps import Step
-from .tap import guest_mac, has_vhost, readable_name
-from .vhost import OpenVhost
+from .vhost import OpenVhost, has_vhost
 from .wire import TAP_PREFIX, DeviceName, Mac, TapName, device_name, mac, shown, tap_name
 
 if TYPE_CHECKING:

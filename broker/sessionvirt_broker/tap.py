@@ -9,27 +9,24 @@ it back deletes it by index, whatever was done to it.
 
 from __future__ import annotations
 
-import re
 import secrets
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from . import network as managed
-from .addresses import DERIVED_PREFIX, AddressBook, Addresses, derived_mac
+from .addresses import AddressBook, Addresses
 from .bridges import VLANS
 from .dnsmasq import HostEntry, NetworkFiles
-from .errors import Busy, InvalidRequest, LimitsExceeded, NotSupported, StateChanged
-from .firewall import TapRules, link_local
+from .errors import Busy, InvalidRequest, NotSupported
+from .guestcard import guest_mac, readable_name
 from .guestnames import NameBook
 from .kind import Offer, Owner, Plan, Request, Shared
 from .lan import find_place, is_filtering, offer
 from .limits import Share
-from .netlink import PortsExhausted
 from .networkconfig import BRIDGE_PREFIX, network_of
 from .networks import Networks
-from .steps import Step
-from .tun import create
-from .vhost import OpenVhost
+from .tapsteps import AttachTap, CreateTap, FilterTap
+from .vhost import OpenVhost, has_vhost
 from .wire import (
     PORT_PREFIX,
     TAP_PREFIX,
@@ -53,10 +50,8 @@ if TYPE_CHECKING:
     from .host import Host
     from .kind import Adopted, Watched
     from .lan import Place
+    from .steps import Step
     from .wire import Fields
-
-#: A VM may name its own derived addresses, of any of this many positions.
-_DERIVED_POSITIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,133 +68,6 @@ class TapRequest(Request):
     vhost: bool
     name: TapName | None
     vlan: int
-
-
-@dataclass(frozen=True, slots=True)
-class CreateTap(Step):
-    """The device, down and attached to nothing."""
-
-    NAME: ClassVar[str] = "tap-create"
-
-    ifname: str
-    queues: int
-    ifindex: int = 0
-
-    def describe(self) -> str:
-        queues = f" with {self.queues} queues" if self.queues > 1 else ""
-        return f"create the TAP {self.ifname}{queues}"
-
-    def describe_undo(self) -> str:
-        return f"delete the TAP {self.ifname}"
-
-    def execute(self, host: Host) -> Self:
-        host.fds[self.ifname] = create(self.ifname, self.queues)
-        return replace(self, ifindex=host.links.index_of(self.ifname))
-
-    def undo(self, host: Host) -> None:
-        host.close_fds(self.ifname)
-        # By index, for an administrator may have renamed it: then no rule of ours is about it. The
-        # index is not known after a crash between the two lines of execute(); the name is 48 random
-        # bits of ours. An index is not given again before 2^31 interfaces later, but by request.
-        links = host.links
-        link = links.by_index(self.ifindex) if self.ifindex else links.by_name(self.ifname)
-        if link is not None and link.kind == "tun":
-            links.delete(link.ifindex)
-
-
-@dataclass(frozen=True, slots=True)
-class FilterTap(Step):
-    """What its frames may carry; there before the TAP is.
-
-    :param bridge: of a managed network, where the host forgets whom it had at the addresses.
-    """
-
-    NAME: ClassVar[str] = "tap-filter"
-
-    ifname: str
-    uid: int
-    mac: str
-    ipv4: tuple[str, ...]
-    ipv6: tuple[str, ...]
-    unbound: int
-    bridge: str = ""
-
-    def describe(self) -> str:
-        addresses = "any address" if self.unbound else ", ".join((*self.ipv4, *self.ipv6))
-        return f"let {self.ifname} send from {self.mac} and {addresses} only"
-
-    def describe_undo(self) -> str:
-        return f"remove {self.ifname} from the nft sets"
-
-    def rules(self) -> TapRules:
-        """For the firewall."""
-        return TapRules(self.ifname, self.uid, self.mac, self.ipv4, self.ipv6, bool(self.unbound))
-
-    def execute(self, host: Host) -> Self:
-        host.firewall.add_tap(self.rules())
-        return self
-
-    def undo(self, host: Host) -> None:
-        host.firewall.remove_tap(self.rules())
-        # Undone after the TAP, so that no frame brings them back. The address' next guest would be
-        # looked for at this one's MAC, and everybody on the host can read who was there.
-        if self.bridge:
-            addresses = (*self.ipv4, *self.ipv6, str(link_local(self.mac)))
-            host.links.forget_neighbours(self.bridge, addresses)
-
-
-@dataclass(frozen=True, slots=True)
-class AttachTap(Step):
-    """A port of the bridge, in its VLAN alone, and up.
-
-    :param vlan: 0: the bridge's default one.
-    :param bridge_ifindex: 0: whichever has the name, and learnt then.
-    """
-
-    NAME: ClassVar[str] = "tap-attach"
-
-    ifname: str
-    bridge: str
-    mac: str
-    guest: str
-    mtu: int
-    altname: str
-    vlan: int = 0
-    bridge_ifindex: int = 0
-
-    def describe(self) -> str:
-        vlan = f" in VLAN {self.vlan} only" if self.vlan else ""
-        return f"attach {self.ifname} to {self.bridge}{vlan} and set it up"
-
-    def describe_undo(self) -> str:
-        return "nothing: it ends with the TAP"
-
-    def execute(self, host: Host) -> Self:
-        ifindex, bridge = host.links.index_of(self.ifname), host.links.index_of(self.bridge)
-        if self.bridge_ifindex not in (0, bridge):
-            raise StateChanged(f"{self.bridge} is another bridge than a moment ago; ask again")
-        named = host.links.add_altname(ifindex, self.altname)
-        # A port has no layer 3 of its own; without this it would get a link-local address.
-        disable = host.paths.proc_net / "ipv6/conf" / self.ifname / "disable_ipv6"
-        if disable.exists():
-            disable.write_text("1\n", encoding="ascii")
-        try:
-            host.links.attach(
-                ifindex,
-                bridge=bridge,
-                mac=self.mac,
-                guest=self.guest,
-                mtu=self.mtu,
-                vlan=self.vlan,
-            )
-        except FileExistsError as error:
-            raise Busy(f"the MAC address {self.guest} is in use on {self.bridge}") from error
-        except PortsExhausted as error:
-            raise LimitsExceeded(f"{self.bridge} has as many ports as a bridge can have") from error
-        return replace(self, altname=self.altname if named else "", bridge_ifindex=bridge)
-
-    def undo(self, host: Host) -> None:
-        pass
 
 
 class TapKind:
@@ -445,38 +313,6 @@ class TapKind:
         if attached.vlan and not is_filtering(bridge / "bridge"):
             return "the bridge no longer filters VLANs"
         return ""
-
-
-def guest_mac(asked: Mac | None, position: int, owner: Owner, machine_id: str) -> Mac:
-    """The address of a VM's interface: as asked for, or the one that is derived for its position.
-
-    :raise InvalidRequest: it may be another's derived one.
-    """
-
-    def derived(position: int) -> Mac:
-        return derived_mac(machine_id, "tap", str(owner.uid), owner.vm, str(position))
-
-    if asked is None:
-        return derived(position)
-    foreign = asked not in map(derived, range(_DERIVED_POSITIONS))
-    if asked.startswith(DERIVED_PREFIX) and foreign:
-        raise InvalidRequest(f"mac: {DERIVED_PREFIX} is for addresses that the broker derives")
-    return asked
-
-
-def readable_name(name: TapName | None, position: int, owner: Owner) -> str:
-    """A name for people, which nobody can mistake for a host's own or another user's.
-
-    systemd and others match interfaces by their alternative names, too: a caller's word never
-    stands at the front.
-    """
-    words = re.sub(r"[^A-Za-z0-9_.-]", "_", owner.vm)[:64]
-    return f"{TAP_PREFIX}-{owner.uid}-{name or f'{words}-{position}'}"
-
-
-def has_vhost(steps: Sequence[Step]) -> bool:
-    """Whether descriptors of /dev/vhost-net came along."""
-    return any(isinstance(step, OpenVhost) and step.given for step in steps)
 
 
 def _tap_steps(steps: Sequence[Step]) -> tuple[CreateTap, FilterTap, AttachTap]:

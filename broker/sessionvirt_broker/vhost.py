@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from .steps import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .host import Host
 
 log = logging.getLogger(__name__)
@@ -97,3 +99,8 @@ def open_each(queues: int, most: int, device: Path = DEVICE, uses: Path = USES) 
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def has_vhost(steps: Sequence[Step]) -> bool:
+    """Whether descriptors of /dev/vhost-net came along."""
+    return any(isinstance(step, OpenVhost) and step.given for step in steps)

@@ -25,7 +25,7 @@ from sessionvirt_broker.errors import (
 from sessionvirt_broker.lan import Place, find_place
 from sessionvirt_broker.netlink import Link
 from sessionvirt_broker.steps import decode
-from sessionvirt_broker.tap import AttachTap
+from sessionvirt_broker.tapsteps import AttachTap
 from sessionvirt_broker.wire import BridgeName
 
 if TYPE_CHECKING:
