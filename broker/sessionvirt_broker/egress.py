@@ -9,9 +9,9 @@ The judging chains and the sets are one constant text, and a guest is elements, 
 them each device has one base chain, for a hook of this family is a device's: it jumps to the chains
 and its policy is to drop. So a change costs one chain, and a flood of devices as many.
 
-The rules are those of a TAP without addresses (``unbound``), with the same words for the reasons;
-the text is its own, for what is ``iifname`` there is ``oifname`` here, and sets of addresses would
-have no use. Whoever changes one of the two reads the other.
+The rules are those of a TAP without addresses (``unbound``), with the same words for the reasons,
+and have chains with it in common (``chains.py``). The rest of the text is its own, for sets of
+addresses would have no use here. Whoever changes one of the two reads the other.
 
 The base chain is made while the device is down and without a descriptor, and goes after it: older
 kernels delete the chain with its device, newer ones keep it (6.18: measured). These hook a device
@@ -21,19 +21,16 @@ it and ended the lease; to older ones it has no permission left, for a set's key
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .chains import chains, client
 from .errors import HostFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    #: libnftables-json(5): the value of "nftables".
-    Commands = list[dict[str, Any]]
-
-log = logging.getLogger(__name__)
+    from .firewall import Commands
 
 FAMILY, TABLE = "netdev", "sessionvirt"
 #: A chain of this name says that the table is ours. A later edition must not leave a device
@@ -41,18 +38,6 @@ FAMILY, TABLE = "netdev", "sessionvirt"
 MARKER = "sessionvirt_1"
 #: In the order in which a frame meets them; all are in ``ruleset.py``.
 REASONS = ("mac", "vlan", "bpdu", "type", "arp", "ipv4", "ipv6", "router", "dhcp")
-
-
-def _reason(name: str) -> str:
-    return f"""
-  set dropped_{name} {{
-    type ifname
-    counter
-  }}
-  chain drop_{name} {{
-    oifname @dropped_{name} drop
-    drop
-  }}"""
 
 
 EGRESS_RULES = (
@@ -63,42 +48,23 @@ table netdev sessionvirt {{
   set macs {{
     type ifname . ether_addr
   }}
-  set clients {{
-    typeof oifname . @th,288,48
-  }}
 """
-    + "".join(map(_reason, REASONS))
+    + chains("oifname", REASONS)
     + """
   chain check_arp {
     arp htype 1 arp ptype ip arp hlen 6 arp plen 4 meta oifname . arp saddr ether @macs accept
     goto drop_arp
-  }
-  chain dhcp_client {
-    meta oifname . @th,288,48 @clients return
-    goto drop_dhcp
-  }
-  chain dhcp_client6 {
-    @th,64,8 { 1, 3, 4, 5, 6, 8, 9, 11 } return
-    goto drop_dhcp
   }
   chain first_fragment4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
     udp dport 67 jump dhcp_client
   }
-  chain check_igmp {
-    ip frag-off & 0x1fff == 0 igmp type { 0x12, 0x16, 0x17, 0x22 } return
-    goto drop_router
-  }
   chain check_ipv4 {
     ip frag-off & 0x1fff == 0 jump first_fragment4
     meta l4proto igmp jump check_igmp
     meta l4proto >= 0 accept
     goto drop_ipv4
-  }
-  chain first_fragment6 {
-    @th,0,32 >= 0 return
-    goto drop_ipv6
   }
   chain check_ipv6 {
     frag frag-off 0 jump first_fragment6
@@ -136,7 +102,7 @@ class MacvtapRules:
         """Set and element."""
         return [
             ("macs", {"concat": [self.ifname, self.mac]}),
-            ("clients", {"concat": [self.ifname, hex(int(self.mac.replace(":", ""), 16))]}),
+            client(self.ifname, self.mac),
             *((f"dropped_{reason}", self.ifname) for reason in REASONS),
         ]
 

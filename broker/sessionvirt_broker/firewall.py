@@ -16,6 +16,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .chains import client
 from .egress import Egress
 from .errors import HostFailure
 from .networkconfig import Mode
@@ -87,7 +88,7 @@ class TapRules:
                 ("targets", {"concat": [name, hex(int(ipaddress.IPv6Address(address)))]})
                 for address in addresses6
             ),
-            ("clients", {"concat": [name, hex(int(self.mac.replace(":", ""), 16))]}),
+            client(name, self.mac),
             *([("unbound", {"concat": [name, self.mac]})] if self.unbound else []),
             ("owners", [name, self.uid]),
             ("peers", {"concat": [name, self.mac, self.uid]}),

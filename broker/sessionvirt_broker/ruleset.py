@@ -80,6 +80,8 @@ from __future__ import annotations
 
 import re
 
+from .chains import chains
+
 #: The reasons, in the order in which a frame meets them; ListLeases reports by these words.
 REASONS = (
     "mac",
@@ -99,18 +101,6 @@ REASONS = (
 MARKER = "sessionvirt_3"
 #: Of any edition; one that an earlier broker left is replaced, in one transaction.
 MARKERS = re.compile(r"sessionvirt_[0-9]{1,4}")
-
-
-def _reason(name: str) -> str:
-    return f"""
-  set dropped_{name} {{
-    type ifname
-    counter
-  }}
-  chain drop_{name} {{
-    iifname @dropped_{name} drop
-    drop
-  }}"""
 
 
 RULESET = (
@@ -136,9 +126,6 @@ table bridge sessionvirt {{
   set targets {{
     typeof iifname . @th,64,128
   }}
-  set clients {{
-    typeof iifname . @th,288,48
-  }}
   set unbound {{
     type ifname . ether_addr
   }}
@@ -152,7 +139,7 @@ table bridge sessionvirt {{
     type ifname . mark
   }}
 """
-    + "".join(map(_reason, REASONS))
+    + chains("iifname", REASONS)
     + """
   chain arp_sender {
     meta iifname . ether saddr @unbound accept
@@ -167,19 +154,11 @@ table bridge sessionvirt {{
     arp htype 1 arp ptype ip arp hlen 6 arp plen 4 jump arp_hardware
     goto drop_arp
   }
-  chain dhcp_client {
-    meta iifname . @th,288,48 @clients return
-    goto drop_dhcp
-  }
   chain first_datagram4 {
     udp sport 67 goto drop_dhcp
     udp dport 68 goto drop_dhcp
     udp dport 67 jump dhcp_client
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
-  }
-  chain check_igmp {
-    ip frag-off & 0x1fff == 0 igmp type { 0x12, 0x16, 0x17, 0x22 } return
-    goto drop_router
   }
   chain check_ipv4 {
     meta l4proto udp ip frag-off & 0x1fff == 0 jump first_datagram4
@@ -187,10 +166,6 @@ table bridge sessionvirt {{
     meta l4proto >= 0 meta iifname . ether saddr . ip saddr @addresses4 accept
     meta l4proto >= 0 meta iifname . ether saddr @unbound accept
     goto drop_ipv4
-  }
-  chain first_fragment6 {
-    @th,0,32 >= 0 return
-    goto drop_ipv6
   }
   chain later_fragment6 {
     meta iifname . ether saddr @unbound accept
@@ -200,10 +175,6 @@ table bridge sessionvirt {{
   chain advertised {
     meta iifname . @th,64,128 @targets accept
     goto drop_neighbour
-  }
-  chain dhcp_client6 {
-    @th,64,8 { 1, 3, 4, 5, 6, 8, 9, 11 } return
-    goto drop_dhcp
   }
   chain own6 {
     icmpv6 type nd-neighbor-advert goto advertised
