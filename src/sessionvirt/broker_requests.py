@@ -27,25 +27,16 @@ FDS_PER_ANSWER: Final = 16
 FDS_PER_DEVICE: Final = 2
 
 
-@dataclass(frozen=True)
-class TapRequest:
-    """A TAP device on a managed network or on a bridge that the administrator permits.
+@dataclass(frozen=True, kw_only=True)
+class _CardRequest:
+    """What a guest's card may have, whatever it is made of.
 
-    :param network: a managed network's name; or
-    :param bridge: a bridge's name. Exactly one of the two.
-    :param vlan: of the bridge, the only one for the guest; None: the bridge's default one.
     :param mac: the guest's address; by default the broker derives one, the same at every start.
     :param queues: queue pairs.
     :param vhost: with a descriptor of /dev/vhost-net for each, where the host has it.
     :param name: how its alternative name on the host ends; by default as the VM's and its position.
-    :raise UsageError: both or none of network and bridge, or a VLAN of a network.
     """
 
-    kind: ClassVar[str] = "tap"
-
-    network: str | None = None
-    bridge: str | None = None
-    vlan: int | None = None
     mac: str | None = None
     queues: int = 1
     vhost: bool = False
@@ -55,6 +46,33 @@ class TapRequest:
     def descriptors(self) -> int:
         """How many the answer carries for it."""
         return self.queues * (2 if self.vhost else 1)
+
+    def _sent(self, **texts: str | None) -> Parameters:
+        """What is sent of it, beside other texts."""
+        texts = {**texts, "mac": self.mac, "name": self.name}
+        sent: Parameters = {name: ("s", text) for name, text in texts.items() if text is not None}
+        if self.queues != 1:
+            sent["queues"] = ("u", self.queues)
+        if self.vhost:
+            sent["vhost"] = ("b", True)
+        return sent
+
+
+@dataclass(frozen=True)
+class TapRequest(_CardRequest):
+    """A TAP device on a managed network or on a bridge that the administrator permits.
+
+    :param network: a managed network's name; or
+    :param bridge: a bridge's name. Exactly one of the two.
+    :param vlan: of the bridge, the only one for the guest; None: the bridge's default one.
+    :raise UsageError: both or none of network and bridge, or a VLAN of a network.
+    """
+
+    kind: ClassVar[str] = "tap"
+
+    network: str | None = None
+    bridge: str | None = None
+    vlan: int | None = None
 
     def __post_init__(self) -> None:
         if (self.network is None) == (self.bridge is None):
@@ -64,57 +82,28 @@ class TapRequest:
 
     def parameters(self) -> Parameters:
         """Return what is sent."""
-        texts = {
-            "network": self.network,
-            "bridge": self.bridge,
-            "mac": self.mac,
-            "name": self.name,
-        }
-        sent: Parameters = {name: ("s", text) for name, text in texts.items() if text is not None}
+        sent = self._sent(network=self.network, bridge=self.bridge)
         if self.vlan is not None:
             sent["vlan"] = ("u", self.vlan)
-        if self.queues != 1:
-            sent["queues"] = ("u", self.queues)
-        if self.vhost:
-            sent["vhost"] = ("b", True)
         return sent
 
 
 @dataclass(frozen=True)
-class DirectRequest:
+class DirectRequest(_CardRequest):
     """A macvtap device on an interface of the host's that the administrator permits.
 
     :param device: the interface's name.
     :param mode: "bridge", "private" or "vepa".
-    :param mac: as of a TAP, and so are the others.
     """
 
     kind: ClassVar[str] = "direct"
 
     device: str
     mode: str = "bridge"
-    mac: str | None = None
-    queues: int = 1
-    vhost: bool = False
-    name: str | None = None
-
-    @property
-    def descriptors(self) -> int:
-        """How many the answer carries for it."""
-        return self.queues * (2 if self.vhost else 1)
 
     def parameters(self) -> Parameters:
         """Return what is sent."""
-        sent: Parameters = {"device": ("s", self.device), "mode": ("s", self.mode)}
-        if self.mac is not None:
-            sent["mac"] = ("s", self.mac)
-        if self.name is not None:
-            sent["name"] = ("s", self.name)
-        if self.queues != 1:
-            sent["queues"] = ("u", self.queues)
-        if self.vhost:
-            sent["vhost"] = ("b", True)
-        return sent
+        return self._sent(device=self.device, mode=self.mode)
 
 
 @dataclass(frozen=True)
