@@ -17,14 +17,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from host import emulator, install, kernel, machine
-from host.build import BuildError, built
-from host.connection import HostError
+from host import install
+from host.demonstration import furnished, main
 from host.inside.vlan_demo import filters_vlans
-from lab.debs import DebError
-from lab.guest import GuestError
 from lab.report import Report, Step
-from sessionvirt.host.kvm import probe
 
 LAB = Path(__file__).with_name("demo_network_lab.py")
 
@@ -65,32 +61,11 @@ def in_test_host(report: Report) -> None:
     report.note("")
     report.note(f"Bridges of this kernel, {os.uname().release}, cannot filter VLANs: what is next")
     report.note("takes place in the test host.")
-    parts = (
-        kernel.chosen(built(report.note), "debian", report.note),
-        emulator.emulator(report.note),
-    )
-    with (
-        machine.boot(parts, "demo", report.note, kvm=probe().usable) as one,
-        one.connect() as host,
-    ):
-        install.furnish(host, report.note)
+    with furnished(report) as host:
         done = host.run(install.module("host.inside.vlan_demo"), timeout=400)
         for step in json.loads(done.stdout):
             report.tell(Step(**step))
 
 
-def main() -> int:
-    if os.geteuid():
-        print("demo: needs root; ./dev demo --network gets it through sudo", file=sys.stderr)
-        return 1
-    try:
-        return perform()
-    except (BuildError, DebError, GuestError, HostError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(perform, "--network"))

@@ -11,17 +11,12 @@ Exit status 0: everything that is printed as "ok" or "FAILED" was "ok". 1: somet
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
-from host import emulator, install, kernel, machine
-from host.build import BuildError, built
-from host.connection import HostError
-from lab.debs import DebError
-from lab.guest import GuestError
+from host import install
+from host.demonstration import furnished, main
 from lab.report import Report, Step
-from sessionvirt.host.kvm import probe
 
 if TYPE_CHECKING:
     from host.connection import Connection
@@ -31,15 +26,7 @@ def perform() -> int:
     """The whole demo; its exit status."""
     report = Report()
     print(report.paint("sessionvirt demo: a PCI device", 1), flush=True)
-    parts = (
-        kernel.chosen(built(report.note), "debian", report.note),
-        emulator.emulator(report.note),
-    )
-    with (
-        machine.boot(parts, "demo", report.note, kvm=probe().usable) as one,
-        one.connect() as host,
-    ):
-        install.furnish(host, report.note)
+    with furnished(report) as host:
         for step in ("look", "plan", "guest", "afterwards"):
             report.tell(inside(host, step))
     report.total()
@@ -52,18 +39,5 @@ def inside(host: Connection, step: str) -> Step:
     return Step(**json.loads(done.stdout))
 
 
-def main() -> int:
-    if os.geteuid():
-        print("demo: needs root; ./dev demo --pci gets it through sudo", file=sys.stderr)
-        return 1
-    try:
-        return perform()
-    except (BuildError, DebError, GuestError, HostError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(perform, "--pci"))

@@ -20,6 +20,7 @@ from lab.elsewhere import Elsewhere
 from lab.forgeries import FORGERIES
 from lab.lan import lan_bridge
 from lab.links import wait_for_link
+from lab.onlan import refusal, with_address
 from lab.tap import as_user
 from lab.users import User
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from lab.broker import Broker
     from lab.client import Client, Lease
     from lab.lan import LanHost
-    from lab.tap import Tap
 
 pytestmark = pytest.mark.kernel
 
@@ -44,22 +44,6 @@ DYING = Path(host.__file__).with_name("dying_broker.py")
 
 def on_wire(mac: str = ALICES, **more: Any) -> tuple[str, dict[str, Variant]]:
     return direct(**{"device": DEVICE, "mac": mac, **more})
-
-
-def refusal(client: Client, *requests: tuple[str, dict[str, Variant]]) -> RefusalError:
-    """What Acquire says; nothing is done."""
-    before = host.ours()
-    with pytest.raises(RefusalError) as refused:
-        client.acquire(*requests, vm="refused")
-    assert host.ours() == before
-    assert refused.value.text.isascii()
-    return refused.value
-
-
-def with_address(tap: Tap, address: str) -> Tap:
-    """The guest has taken an address."""
-    tap.facts = {**tap.facts, "ipv4": [address], "ipv6": ["2001:db8:49::" + tap.mac[-2:]]}
-    return tap
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab import frames, host
-from lab.client import RefusalError, network_tap
+from lab.client import network_tap
 from lab.forgeries import FORGERIES
 from lab.lan import LanHost, lan_bridge, lan_host
 from lab.links import wait_for_link
+from lab.onlan import refusal, with_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from lab.broker import Broker
     from lab.client import Client, Lease
-    from lab.tap import Tap
 
 pytestmark = pytest.mark.kernel
 
@@ -39,22 +39,6 @@ ALICES_IP, BOBS_IP, HOSTS_IP = "192.0.2.11", "192.0.2.12", "192.0.2.99"
 
 def on_lan(mac: str = ALICES, **more: Any) -> tuple[str, dict[str, Variant]]:
     return network_tap("", **{"bridge": BRIDGE, "mac": mac, **more})
-
-
-def refusal(client: Client, *requests: tuple[str, dict[str, Variant]]) -> RefusalError:
-    """What Acquire says; nothing is done."""
-    before = host.ours()
-    with pytest.raises(RefusalError) as refused:
-        client.acquire(*requests, vm="refused")
-    assert host.ours() == before
-    assert refused.value.text.isascii()
-    return refused.value
-
-
-def with_address(tap: Tap, address: str) -> Tap:
-    """The guest has taken an address."""
-    tap.facts = {**tap.facts, "ipv4": [address], "ipv6": ["2001:db8:47::" + tap.mac[-2:]]}
-    return tap
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ import select
 import socket
 import struct
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import frames
+from lab import frames, hearing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,16 +83,7 @@ class LanHost:
 
         :raise TimeoutError: it did not come; the text has what did.
         """
-        seen: list[frames.Packet] = []
-        deadline = time.monotonic() + timeout
-        while True:
-            for packet in self.waiting():
-                seen.append(packet)
-                if wanted(packet):
-                    return seen
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
-                raise TimeoutError(f"it did not arrive within {timeout} s; there were: {seen}")
+        return hearing.until(wanted, self.waiting, [self._socket], timeout)
 
     def close(self) -> None:
         """Hear no more."""

@@ -11,15 +11,13 @@ import contextlib
 import ipaddress
 import itertools
 import os
-import select
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
-from lab import capture, frames
+from lab import capture, frames, hearing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from lab.users import User
 
@@ -108,18 +106,14 @@ class Tap:
 
         :raise TimeoutError: it did not come; the text has what did.
         """
-        seen: list[frames.Packet] = []
-        deadline = time.monotonic() + timeout
-        while True:
-            for packet in self.waiting():
-                seen.append(packet)
-                if self.attentive:
-                    self._answer(packet)
-                if wanted(packet):
-                    return seen
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select(self.fds, [], [], left)[0]:
-                raise TimeoutError(f"it did not arrive within {timeout} s; there were: {seen}")
+        return hearing.until(wanted, self._attended, self.fds, timeout)
+
+    def _attended(self) -> Iterator[frames.Packet]:
+        """What has arrived; each is answered before the next is looked at, where it is to be."""
+        for packet in self.waiting():
+            if self.attentive:
+                self._answer(packet)
+            yield packet
 
     def silent(self, unwanted: Callable[[frames.Packet], bool]) -> bool:
         """Whether nothing *unwanted* comes for a while."""
