@@ -16,13 +16,8 @@ from .accounts import GROUPS, LARGEST, USERS
 from .kind import NOBODY, Permit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .accounts import AccountFile
-    from .errors import ConfigurationError
-
-    #: Makes the error for a key, with its line.
-    Wrong = Callable[[tuple[str, ...], str], ConfigurationError]
+    from .tomlsource import Key, Source
 
 #: 0 and 4095 are reserved (IEEE 802.1Q).
 VLANS = range(1, 4095)
@@ -35,58 +30,55 @@ class LanBridge:
     """One bridge that may be asked for.
 
     :param permit: for whom a prompt is answered already.
-    :param vlans: those that may be asked for; who names none is in the bridge's default one.
+    :param vlans: those that may be asked for; who names none is in the bridge's default one, which
+        must be among them where there are any.
     """
 
     permit: Permit = NOBODY
     vlans: frozenset[int] = frozenset()
 
 
-def read_bridge(name: str, body: dict[str, object], wrong: Wrong) -> LanBridge:
+def read_bridge(name: str, body: dict[str, object], source: Source) -> LanBridge:
     """One table.
 
     :raise ConfigurationError: it is wrong.
     """
     at = ("bridge", name)
-    for key in body:
-        if key not in KEYS:
-            raise wrong((*at, key), f"{key!a} is not known here")
-    vlans = _vlans((*at, "vlans"), body.get("vlans", []), wrong)
-    return LanBridge(read_permit(at, body, wrong), vlans)
+    source.only(body, at, *KEYS)
+    vlans = _vlans((*at, "vlans"), body.get("vlans", []), source)
+    return LanBridge(read_permit(at, body, source), vlans)
 
 
-def read_permit(at: tuple[str, ...], body: dict[str, object], wrong: Wrong) -> Permit:
+def read_permit(at: Key, body: dict[str, object], source: Source) -> Permit:
     """For whom a table says that nobody need be asked: its ``users`` and ``groups``.
 
     :raise ConfigurationError: it is wrong.
     """
-    users = _accounts((*at, "users"), body.get("users", []), USERS, wrong)
-    groups = _accounts((*at, "groups"), body.get("groups", []), GROUPS, wrong)
+    users = _accounts((*at, "users"), body.get("users", []), USERS, source)
+    groups = _accounts((*at, "groups"), body.get("groups", []), GROUPS, source)
     return Permit(users, groups)
 
 
-def _accounts(
-    key: tuple[str, ...], value: object, file: AccountFile, wrong: Wrong
-) -> frozenset[int]:
+def _accounts(key: Key, value: object, file: AccountFile, source: Source) -> frozenset[int]:
     if not isinstance(value, list):
-        raise wrong(key, f"must be a list of {file.noun}s, by name or number")
+        raise source.wrong(key, f"must be a list of {file.noun}s, by name or number")
     known = file.numbers() if any(isinstance(one, str) for one in value) else {}
     found = set()
     for one in value:
         if isinstance(one, str):
             if one not in known:
-                raise wrong(key, f"there is no {file.noun} {one[:64]!a} in {file.path}")
+                raise source.wrong(key, f"there is no {file.noun} {one[:64]!a} in {file.path}")
             found.add(known[one])
         elif type(one) is int and 0 <= one <= LARGEST:
             found.add(one)
         else:
-            raise wrong(key, f"has an entry that is no {file.noun}'s name or number")
+            raise source.wrong(key, f"has an entry that is no {file.noun}'s name or number")
     return frozenset(found)
 
 
-def _vlans(key: tuple[str, ...], value: object, wrong: Wrong) -> frozenset[int]:
+def _vlans(key: Key, value: object, source: Source) -> frozenset[int]:
     if not isinstance(value, list):
-        raise wrong(key, 'must be a list of VLANs, like [42, "100-110"]')
+        raise source.wrong(key, 'must be a list of VLANs, like [42, "100-110"]')
     found: set[int] = set()
     for one in value:
         if type(one) is int:
@@ -94,8 +86,8 @@ def _vlans(key: tuple[str, ...], value: object, wrong: Wrong) -> frozenset[int]:
         elif isinstance(one, str) and (parts := _RANGE.fullmatch(one)):
             first, last = int(parts[1]), int(parts[2])
         else:
-            raise wrong(key, 'has an entry that is neither like 42 nor like "100-110"')
+            raise source.wrong(key, 'has an entry that is neither like 42 nor like "100-110"')
         if first not in VLANS or last not in VLANS or first > last:
-            raise wrong(key, "has an entry that is not from 1 to 4094")
+            raise source.wrong(key, "has an entry that is not from 1 to 4094")
         found.update(range(first, last + 1))
     return frozenset(found)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from .bridges import LanBridge
     from .direct import DirectInterface
+
 _MAX_BYTES = 256 * 1024
 
 
@@ -169,12 +170,12 @@ class _Reader(Source):
         for name, body in self.tables(table, ("bridge",)).items():
             if not is_interface_name(name) or name.startswith(BRIDGE_PREFIX):
                 raise self.wrong(("bridge", name), "is not the name of a bridge of the LAN")
-            bridges[BridgeName(name)] = read_bridge(name, body, self.wrong)
+            bridges[BridgeName(name)] = read_bridge(name, body, self)
         directs: dict[DeviceName, DirectInterface] = {}
         for name, body in self.tables(table, ("direct",)).items():
             if not is_interface_name(name) or name.startswith((BRIDGE_PREFIX, TAP_PREFIX)):
                 raise self.wrong(("direct", name), "is not the name of an interface of the host's")
-            directs[DeviceName(name)] = read_direct(name, body, self.wrong)
+            directs[DeviceName(name)] = read_direct(name, body, self)
         return Configuration(
             limits=self._limits(self.tables(table, ("limits",), leaf=True)["limits"]),
             networks=MappingProxyType(networks if "network" in table else dict(BUILTIN.networks)),

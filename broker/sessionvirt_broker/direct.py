@@ -15,7 +15,7 @@ from .bridges import read_permit
 from .kind import NOBODY, Permit
 
 if TYPE_CHECKING:
-    from .bridges import Wrong
+    from .tomlsource import Key, Source
 
 KEYS = ("users", "groups", "modes")
 
@@ -42,21 +42,21 @@ class DirectInterface:
     modes: frozenset[DirectMode] = frozenset(DirectMode)
 
 
-def read_direct(name: str, body: dict[str, object], wrong: Wrong) -> DirectInterface:
+def read_direct(name: str, body: dict[str, object], source: Source) -> DirectInterface:
     """One table.
 
     :raise ConfigurationError: it is wrong.
     """
     at = ("direct", name)
-    for key in body:
-        if key not in KEYS:
-            raise wrong((*at, key), f"{key!a} is not known here")
-    return DirectInterface(read_permit(at, body, wrong), _modes((*at, "modes"), body, wrong))
+    source.only(body, at, *KEYS)
+    return DirectInterface(read_permit(at, body, source), _modes((*at, "modes"), body, source))
 
 
-def _modes(key: tuple[str, ...], body: dict[str, object], wrong: Wrong) -> frozenset[DirectMode]:
+def _modes(key: Key, body: dict[str, object], source: Source) -> frozenset[DirectMode]:
     value = body.get("modes", list(DirectMode))
     known = [mode.value for mode in DirectMode]
     if not isinstance(value, list) or not value or any(one not in known for one in value):
-        raise wrong(key, 'must be a list of "bridge", "private" and "vepa", with one at least')
+        raise source.wrong(
+            key, 'must be a list of "bridge", "private" and "vepa", with one at least'
+        )
     return frozenset(map(DirectMode, value))
