@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .kind import Watched
     from .lease import Acquired
-    from .leases import Leases
+    from .leases import Changed, Leases
     from .worker import Worker
 
 __all__ = ["FIRST_RETRY_SECONDS", "Custody"]
@@ -128,15 +128,20 @@ class Custody:
             self._looking = False
 
     async def _look_at(self, names: frozenset[Watched], *, routes: bool) -> None:
-        for found in await self._worker.run(self._leases.changed, names):
+        for found in await self._worker.run(self._look_on_worker, names, routes):
             if found.dropped:
                 self.persist()
                 what = ",".join(found.dropped)
                 audit("drop", uid=found.uid, lease=found.lease, what=what, why=found.why)
             else:
                 await self._release_ended(found.lease, found.why)
+
+    def _look_on_worker(self, names: frozenset[Watched], routes: bool) -> list[Changed]:  # noqa: FBT001
+        """In one go: whatever is asked for after a change was heard of finds it dealt with."""
+        found = self._leases.changed(names)
         if routes:
-            await self._worker.run(self._leases.refresh_uplinks)
+            self._leases.refresh_uplinks()
+        return found
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -344,9 +344,15 @@ class Client:
 
     def leases(self) -> list[dict[str, Any]]:
         """ListLeases, without the D-Bus types."""
+        return self._rows("ListLeases")
+
+    def networks(self) -> list[dict[str, Any]]:
+        """ListNetworks, likewise."""
+        return self._rows("ListNetworks")
+
+    def _rows(self, member: str) -> list[dict[str, Any]]:
         return [
-            {key: value.value for key, value in lease.items()}
-            for lease in self.call("ListLeases", {})[0]
+            {key: value.value for key, value in row.items()} for row in self.call(member, {})[0]
         ]
 
     # Section: end
