@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .config import Configuration
     from .egress import MacvtapRules
@@ -44,11 +44,14 @@ class Owner:
 
     :param has: the ids of what its lease shares with others or in itself already, when more is
         asked for.
+    :param parts: the steps of each grant that a request may rest on, by the grant's id: what its
+        lease has, and what comes before in the same call.
     """
 
     uid: int
     vm: VmName
     has: frozenset[str] = frozenset()
+    parts: Mapping[str, Sequence[Step]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,16 @@ class Request:
     """
 
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resting(Request):
+    """A request about another grant of the same lease, which it does not outlive.
+
+    :param on: that one's id; it is in :attr:`Owner.parts` when the request is surveyed.
+    """
+
+    on: str
 
 
 @dataclass(frozen=True, slots=True)

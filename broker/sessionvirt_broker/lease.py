@@ -7,6 +7,7 @@ The header of its record, plain JSON::
     since       seconds since the epoch
     allowed     "yes" without a prompt, "configured" in broker.toml beforehand, "asked" after one
     shared      part -> ids of the shared records that it uses
+    rests       part -> the part that it does not outlive; may be absent
     next        the number that the next grant gets
     process     the one that LockMemory named last, and
     locks       the bytes that it may lock; both may be absent
@@ -28,7 +29,7 @@ from .wire import VmName
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from .kind import ResourceKind
+    from .kind import Request, ResourceKind
     from .shared import SharedResources
     from .steps import Step
 
@@ -103,7 +104,9 @@ class Lease:
     def recipient(self) -> Owner:
         """The owner, with what the lease has already of what is shared."""
         return replace(
-            self.owner, has=frozenset(one for ids in self.shared.values() for one in ids)
+            self.owner,
+            has=frozenset(one for ids in self.shared.values() for one in ids),
+            parts=self.record.parts,
         )
 
     @property
@@ -145,6 +148,23 @@ class Lease:
             raise TypeError("shared: not an object")
         return shared
 
+    @property
+    def rests(self) -> dict[str, str]:
+        """Part to the part that it does not outlive.
+
+        :raise TypeError: the record is not sound.
+        """
+        rests = self.record.header.setdefault("rests", {})
+        if not isinstance(rests, dict) or not all(isinstance(on, str) for on in rests.values()):
+            raise TypeError("rests: not an object of texts")
+        return rests
+
+    def with_what_rests(self, names: Iterable[str]) -> list[str]:
+        """These parts and those that do not outlive them, in the order in which they are undone."""
+        gone = set(names)
+        gone |= {name for name, on in self.rests.items() if on in gone}
+        return [name for name in reversed(self.record.parts) if name in gone]
+
     def is_sound(self, kinds: Mapping[str, ResourceKind], shared: SharedResources) -> bool:
         """Whether a record that was read back can be used as a lease, and not only undone."""
         header = self.record.header
@@ -152,6 +172,7 @@ class Lease:
             sound = header["complete"] is True
             sound = sound and all(isinstance(header[key], str) for key in ("vm", "allowed"))
             sound = sound and all(type(header[key]) is int for key in ("uid", "since", "next"))
+            sound = sound and all(on in self.record.parts for on in self.rests.values())
             for name, steps in self.grants:
                 kinds[kind_word(name)].grant(steps)
                 sound = sound and all(used in shared for used in self.shared[name])
@@ -160,6 +181,11 @@ class Lease:
         return sound
 
 
-def kind_word(grant_id: str) -> str:
+def grant_id(kind: ResourceKind, request: Request) -> str:
+    """What the grant of a request is called: ``tap0``."""
+    return f"{kind.name}{request.position}"
+
+
+def kind_word(grant: str) -> str:
     """The kind of a grant: ``tap`` of ``tap0``."""
-    return grant_id.rstrip("0123456789")
+    return grant.rstrip("0123456789")

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from . import hold
@@ -26,8 +26,8 @@ from .errors import (
     NotSupported,
     StateChanged,
 )
-from .kind import Adopted, Owner
-from .lease import Acquired, Granted, Lease, kind_word
+from .kind import Adopted, Owner, Resting
+from .lease import Acquired, Granted, Lease, grant_id, kind_word
 from .limits import Share, check
 from .listing import Listing
 from .memlock import Allowance, process_of, raise_limit
@@ -130,10 +130,16 @@ class Leases:
         if lease is not None:
             held = self._own(lease, owner.uid)
             first, owner = held.next_number, held.recipient
-        offers = [
-            kind.survey(request, owner, configuration, self._host)
-            for kind, request in self.parse(raw, configuration, first)
-        ]
+        parsed = self.parse(raw, configuration, first)
+        rested_on = {request.on for _, request in parsed if isinstance(request, Resting)}
+        parts, offers = dict(owner.parts), []
+        for kind, request in parsed:
+            recipient = replace(owner, parts=parts)
+            if isinstance(request, Resting) and request.on not in parts:
+                raise NotFound(f"requests: the lease has no grant {request.on}")
+            offers.append(kind.survey(request, recipient, configuration, self._host))
+            if (name := grant_id(kind, request)) in rested_on:
+                parts[name] = kind.plan(request, recipient, configuration, self._host).steps
         wanted = Share(leases=0 if lease else 1)
         for offer in offers:
             wanted = wanted.plus(offer.share)
@@ -147,9 +153,11 @@ class Leases:
     ) -> list[tuple[str, str]]:
         """Every step in words, with its undo; no side effect."""
         seen: set[str] = set()
-        lines = []
+        lines, parts = [], dict(owner.parts)
         for kind, request in self.parse(raw, configuration):
-            plan = kind.plan(request, owner, configuration, self._host)
+            recipient = replace(owner, parts=parts)
+            plan = kind.plan(request, recipient, configuration, self._host)
+            parts[grant_id(kind, request)] = plan.steps
             steps: list[Step] = []
             for shared in plan.shared:
                 if shared.id not in self._shared and shared.id not in seen:
@@ -232,9 +240,11 @@ class Leases:
         new: list[str] = []
         try:
             for kind, request in self.parse(raw, configuration, first):
-                name = f"{kind.name}{request.position}"
+                name = grant_id(kind, request)
                 plan = kind.plan(request, lease.recipient, configuration, self._host)
                 new.append(name)
+                if isinstance(request, Resting):
+                    lease.rests[name] = request.on
                 self._carry_out(lease, name, kind, plan)
             lease.record.header["next"] = first + len(new)
             lease.record.header["complete"] = True
@@ -285,7 +295,7 @@ class Leases:
         for name in names:
             if name not in lease.record.parts:
                 raise NotFound("grants: the lease has no such grant")
-        self._give_back(lease, list(dict.fromkeys(names)))
+        self._give_back(lease, lease.with_what_rests(names))
         return lease.owner
 
     def _give_back(self, lease: Lease, names: Sequence[str]) -> None:
@@ -319,6 +329,7 @@ class Leases:
     def _take_part(self, lease: Lease, name: str) -> None:
         """Undo one part, whole or half-made."""
         self._shared.unuse(lease.shared.pop(name, ()))
+        lease.rests.pop(name, None)
         former = self._undo.part(lease.record, name)
         if self._tally.ended(lease.id, name):
             self._kind_of(name).ended(former)
@@ -388,10 +399,11 @@ class Leases:
             ]
             if not broken:
                 continue
-            if len(gone) < len(broken) or len(gone) == len(whole):
+            all_gone = lease.with_what_rests(gone)
+            if len(gone) < len(broken) or len(all_gone) == len(whole):
                 gone = []
             else:
-                self._give_back(lease, gone)
+                self._give_back(lease, all_gone)
             found.append(Changed(lease_id, lease.owner.uid, broken.popitem()[1], tuple(gone)))
         return found
 

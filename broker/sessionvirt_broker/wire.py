@@ -184,6 +184,19 @@ def tap_name(fields: Fields) -> TapName | None:
     return TapName(text)
 
 
+def grant_of(fields: Fields, kind: str) -> str:
+    """The required field that names a grant of the same lease, and is called by its kind: ``tap``.
+
+    :return: the grant's id: ``tap0``.
+    """
+    text = fields.text(kind)
+    if text is None:
+        raise InvalidRequest(f"{fields.where}.{kind}: is missing")
+    if not re.fullmatch(kind + r"[0-9]{1,5}", text):
+        raise InvalidRequest(f"{fields.where}.{kind}: must be the id of a grant, like {kind}0")
+    return text
+
+
 def is_network_name(text: str) -> bool:
     """Whether broker.toml may call a network this: its bridge is ``svn_`` and the name."""
     return _NETWORK.fullmatch(text) is not None
