@@ -3,7 +3,7 @@
 
 ``python3 hotplug_job.py XML paused|running``: starts it by the installed package, says so, and
 carries out a line of standard input each, answered by a line of JSON: ``attach ADDRESS``, ``detach
-WHICH SECONDS``, ``reset``, ``end``. It knows nothing of the tests, whose directory it need not see.
+WHICH SECONDS``, ``resume``, ``end``. It knows nothing of the tests, whose directory it need not see.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sessionvirt.errors import SessionvirtError
 from sessionvirt.model.addresses import PciAddress
 from sessionvirt.model.domain import parse_domain
 from sessionvirt.model.hostdev import Hostdev, HostPlace
+from sessionvirt.states import DomainState
 
 
 async def obey(vm: VirtualMachine, verb: str, *words: str) -> str:
@@ -32,8 +33,8 @@ async def obey(vm: VirtualMachine, verb: str, *words: str) -> str:
             return await vm.attach(Hostdev(managed=True, source=source))
         case "detach":
             await vm.detach(words[0], patience=float(words[1]))
-        case "reset":
-            await vm._active_monitor().execute("system_reset")
+        case "resume":
+            await vm.resume()
     return ""
 
 
@@ -48,6 +49,9 @@ async def main(document: bytes, how: str) -> None:
                 answer["said"] = await obey(vm, *line.split())
             except SessionvirtError as error:
                 answer["error"] = [type(error).__name__, error.cause, error.evidence, error.advice]
+                if vm.state is DomainState.CRASHED:
+                    outcome = await vm.wait()
+                    answer["outcome"] = [str(outcome), outcome.stderr]
             answer["devices"] = [[one.id, str(one.host), one.grant] for one in vm.devices]
             print(json.dumps(answer), flush=True)
             line = (await asyncio.to_thread(sys.stdin.readline)).strip()

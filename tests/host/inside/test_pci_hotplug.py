@@ -173,7 +173,11 @@ def test_a_card_comes_and_goes_twice_and_carries_a_packet(cards: list[str]) -> N
 
 
 def test_a_guest_that_does_not_answer_keeps_it(cards: list[str]) -> None:
-    """Its CPUs are halted. A reset answers for it, late, and the card goes back by itself."""
+    """Its CPUs are halted. Once they run it lets go, late, and the card goes back by itself.
+
+    (QEMU 10.0 counts a reset as an answer, too, and aborts in one of five:
+    ``resettable_container_child_foreach: Assertion len == rc->children->len``.)
+    """
     card = cards[0]
     with Program(TAP, paused=True) as program:
         name = program.attach(card)
@@ -184,7 +188,7 @@ def test_a_guest_that_does_not_answer_keeps_it(cards: list[str]) -> None:
         assert advice
         assert answer["devices"] == [[name, card, "pci1"]]
         assert (driver(card), program.has_open(node(card))) == (VFIO, True)
-        program.tell("reset")
+        program.tell("resume")
         comes_back(card, "e1000e")
         assert program.tell("look")["devices"] == []
         # And the end of the machine takes back what is there then.
