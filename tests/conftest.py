@@ -31,6 +31,7 @@ from lab.guest import Guest, GuestError, fetch_kernel
 from lab.outside import Outside
 from lab.polkit import Polkit
 from lab.stage import Flavour, missing_files
+from lab.standing import Standing
 from lab.users import User
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr("asyncio.runners._cancel_all_tasks", note_tasks)
         yield
     lasting = frozenset(one.pid for one in LASTING if one.process is not None)
+    lasting |= STANDING.processes()
     left = tasks + leaks.left_behind(before, leaks.snapshot(privileged=privileged), lasting)
     leaks.reap_orphans(lasting)
     if left:
@@ -230,6 +232,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 #: Daemons that outlive a test, though a test may have restarted them.
 LASTING: list[Daemon] = []
+STANDING = Standing()
 
 
 @pytest.fixture(scope="session")
@@ -238,6 +241,7 @@ def bus() -> Iterator[SystemBus]:
     with SystemBus() as system_bus:
         LASTING.append(system_bus.daemon)
         yield system_bus
+        STANDING.end()
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +275,19 @@ def broker(request: pytest.FixtureRequest, bus: SystemBus) -> Iterator[Broker]:
     kinds of libraries. Ask for polkit, too, where a decision is wanted.
     """
     flavour: Flavour = getattr(request, "param", Flavour.PYPI)
-    with Broker(flavour) as running:
+    running = STANDING.lend(flavour)
+    failures = request.session.testsfailed
+    try:
+        yield running
+    finally:
+        STANDING.take_back(running, as_it_was=request.session.testsfailed == failures)
+
+
+@pytest.fixture(scope="module")
+def lasting_broker(bus: SystemBus) -> Iterator[Broker]:
+    """The broker of a whole file."""
+    STANDING.end()
+    with Broker() as running:
         yield running
 
 

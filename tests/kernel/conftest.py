@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The kernel tier: guests that are test code, on networks that the real broker makes.
 
-One broker serves a whole file where its tests leave it alone; a file whose tests kill or configure
-it asks for ``broker``, which is each test's own.
+One broker (``lasting_broker``) serves a whole file where its tests leave it alone; a file whose
+tests kill or configure it asks for ``broker``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lab.broker import Broker
 from lab.client import Client
 from lab.users import User
 
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
 
 BRIDGE_NF = Path("/proc/sys/net/bridge")
 BRIDGE_NF_CALLS = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables")
-
-
-@pytest.fixture(scope="module")
-def lasting_broker(bus: SystemBus) -> Iterator[Broker]:
-    """The broker of a whole file."""
-    with Broker() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

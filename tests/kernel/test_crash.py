@@ -95,11 +95,8 @@ def died(broker: Broker) -> None:
 
 
 @pytest.mark.usefixtures("foreign", "outside")
-@pytest.mark.parametrize("text", ["", IPV6_OUT], ids=["builtin", "ipv6-out"])
-def test_g69_killed_in_every_state_of_acquire_and_release(
-    text: str, broker: Broker, alices: Client
-) -> None:
-    broker.configure(text)
+def test_g69_killed_in_every_state_of_acquire_and_release(broker: Broker, alices: Client) -> None:
+    broker.configure(IPV6_OUT)  # the network with the most steps
     broker.stop()
     lease: Lease | None = None
     for number in itertools.count():

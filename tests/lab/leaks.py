@@ -21,7 +21,15 @@ from typing import Any
 
 from lab.namespaces import LAB
 
-__all__ = ["APART", "Snapshot", "adopt_orphans", "left_behind", "reap_orphans", "snapshot"]
+__all__ = [
+    "APART",
+    "Snapshot",
+    "adopt_orphans",
+    "descendants",
+    "left_behind",
+    "reap_orphans",
+    "snapshot",
+]
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -107,9 +115,13 @@ def _descriptors() -> frozenset[str]:
 
 
 def _processes() -> frozenset[int]:
-    """Our descendants."""
+    return descendants(os.getpid())
+
+
+def descendants(ancestor: int) -> frozenset[int]:
+    """The processes that came from one, without itself."""
     found: set[int] = set()
-    parents = [os.getpid()]
+    parents = [ancestor]
     while parents:
         for pid in set(_children(parents.pop())) - APART:
             found.add(pid)

@@ -2,8 +2,9 @@
 """A machine whose devices come and go, in a program of an ordinary user's.
 
 ``python3 hotplug_job.py XML paused|running``: starts it by the installed package, says so, and
-carries out a line of standard input each, answered by a line of JSON: ``attach ADDRESS``, ``detach
-WHICH SECONDS``, ``resume``, ``end``. It knows nothing of the tests, whose directory it need not see.
+carries out a line of standard input each, answered by a line of JSON: ``attach ADDRESS``,
+``detach WHICH SECONDS``, ``resume``, ``end``. It knows nothing of the tests, whose directory it
+need not see.
 """
 
 from __future__ import annotations
