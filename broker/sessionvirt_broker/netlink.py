@@ -16,6 +16,7 @@ import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import htb
 from .errors import NotSupported
 
 if TYPE_CHECKING:
@@ -307,6 +308,18 @@ class Links:
             elif first == last:  # which is no range to the kernel (br_vlan_valid_range())
                 others.append((first, 0))
         change("del", *others)
+
+    def limit(self, ifindex: int, rate: htb.Rate) -> None:
+        """Have what an interface sends not exceed ``rate``; as of :func:`htb.set_rate`."""
+        htb.set_rate(self._ip, ifindex, rate)
+
+    def unlimited(self, ifindex: int) -> None:
+        """Let it send as it can; absent is in order."""
+        htb.remove(self._ip, ifindex)
+
+    def is_limited(self, ifindex: int) -> bool:
+        """Whether it is limited by us."""
+        return htb.is_there(self._ip, ifindex)
 
     def add_altname(self, ifindex: int, altname: str) -> bool:
         """A second, readable name. One that is taken is no reason to fail.

@@ -12,8 +12,8 @@ from typing import ClassVar, Final, TypeAlias
 from .errors import UsageError
 
 __all__ = [
-    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "DirectRequest", "Parameters", "PciRequest", "Request",
-    "TapRequest",
+    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "BandwidthRequest", "DirectRequest", "Parameters",
+    "PciRequest", "Rate", "Request", "TapRequest",
 ]  # fmt: skip
 
 #: What a request sends: name to D-Bus type and value.
@@ -157,4 +157,45 @@ class PciRequest:
         return sent
 
 
-Request: TypeAlias = TapRequest | DirectRequest | PciRequest
+@dataclass(frozen=True)
+class Rate:
+    """How much goes one way in a second, in libvirt's units.
+
+    :param average: in 1000 bytes a second.
+    :param peak: how fast a burst is, likewise; 0: as fast as the average.
+    :param burst: how much of it goes at the peak, in KiB; 0: the broker's choice.
+    """
+
+    average: int
+    peak: int = 0
+    burst: int = 0
+
+    def parameters(self, way: str) -> Parameters:
+        """What is sent of it; zeros are not."""
+        numbers = {"average": self.average, "peak": self.peak, "burst": self.burst}
+        return {f"{way}_{name}": ("u", number) for name, number in numbers.items() if number}
+
+
+@dataclass(frozen=True)
+class BandwidthRequest:
+    """How much a TAP of the lease may receive and send.
+
+    :param tap: its id in the lease.
+    :param inbound: what the guest receives; None: no limit. Likewise ``outbound``.
+    """
+
+    kind: ClassVar[str] = "bandwidth"
+
+    tap: str
+    inbound: Rate | None = None
+    outbound: Rate | None = None
+
+    def parameters(self) -> Parameters:
+        """Return what is sent."""
+        sent: Parameters = {"tap": ("s", self.tap)}
+        for way, rate in (("inbound", self.inbound), ("outbound", self.outbound)):
+            sent |= rate.parameters(way) if rate is not None else {}
+        return sent
+
+
+Request: TypeAlias = TapRequest | DirectRequest | PciRequest | BandwidthRequest
