@@ -27,6 +27,7 @@ from lab.throttled import (
     settles_at,
     to_guest,
 )
+from lab.users import User
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,3 +172,30 @@ def test_a_flushed_ruleset_is_put_back_with_the_next_change(lease: Lease) -> Non
     host.nft("flush", "ruleset")
     lease.add(network_tap(mac="52:54:00:00:62:02"))
     assert lease.taps[0].ifname in host.nft("list", "table", *TABLE.split())
+
+
+def test_the_command_changes_it_from_another_process(lease: Lease) -> None:
+    alice = User.named("alice")
+
+    def limit(*words: str) -> str:
+        done = alice.run(["sessionvirt", "limit", *words])
+        assert done.returncode == 0, done.stderr
+        return " ".join(done.stdout.split())
+
+    assert limit("vm") == "inbound no limit outbound no limit"
+    assert limit("vm", "--inbound", "16Mbit").startswith("inbound 2 MB/s (16 Mbit/s)")
+    with to_guest(lease.tap):
+        assert settles_at(lambda: rate_of(lease.tap), 2_000_000)
+    words = limit(lease.id[:9], "--interface", lease.tap.mac, "--outbound", "1M,peak=2M,burst=4M")
+    assert words == (
+        "inbound 2 MB/s (16 Mbit/s) outbound 1 MB/s (8 Mbit/s), peak 2 MB/s, burst 4096 KiB"
+    )
+    grants = [one["id"].value for one in lease.listed()["grants"].value]
+    assert grants == ["tap0", "bandwidth2"]
+    listed = alice.run(["sessionvirt", "leases"]).stdout
+    assert "tap0, a limit" in listed
+    assert "in 2 MB/s (16 Mbit/s); out 1 MB/s" in listed
+    limit("vm", "--interface", "0", "--inbound", "none", "--outbound", "none")
+    assert [one["id"].value for one in lease.listed()["grants"].value] == ["tap0"]
+    for wrong in (["nobody"], ["vm", "--interface", "1"]):
+        assert alice.run(["sessionvirt", "limit", *wrong]).returncode == 3

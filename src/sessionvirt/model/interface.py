@@ -16,6 +16,7 @@ from sessionvirt.xmlmap import Element, attr, child, children, mapped
 from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Text, YesNo
 
 from .addresses import parse_mac
+from .bandwidth import Bandwidth
 from .devices import ORDER, Device
 from .hostdev import Hostdev, HostPlace
 from .nic import NicDriver
@@ -110,6 +111,7 @@ class Interface(Device):
     managed: bool = attr("@managed", YesNo, default=False)
     source: HostPlace | None = child("source/address", HostPlace)
     vlan: Vlan | None = child("vlan", Vlan)
+    bandwidth: Bandwidth | None = child("bandwidth", Bandwidth)
     mac: MacAddress | None = attr("mac/@address", Mac)
     model: NicModel | None = attr("model/@type", Choice(NicModel))
     driver: NicDriver | None = child("driver", NicDriver)
