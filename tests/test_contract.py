@@ -55,7 +55,7 @@ def test_the_file_has_what_it_should() -> None:
     assert members()[service.NAME, "Acquire"] == Member("a(sa{sv})a{sv}", "ohaa{sv}")
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
-        "grant": 17,
+        "grant": 18,
         "pci": 12,
         "bandwidth": 10,
         "plan": 5,
@@ -173,7 +173,7 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
     requests: dict[str, tuple[Request, ...]] = {
         "tap": (
             TapRequest(network="default", mac="52:54:00:00:00:01", queues=2, vhost=True),
-            TapRequest(bridge="br0", name="web", vlan=42),
+            TapRequest(bridge="br0", name="web", vlan=42, isolated=True),
         ),
         "direct": (
             DirectRequest("eth0", mac="52:54:00:00:00:01", queues=2, vhost=True),

@@ -249,7 +249,15 @@ class Links:
         self._ip.link("set", index=ifindex, state="up")
 
     def attach(
-        self, ifindex: int, *, bridge: int, mac: str, guest: str, mtu: int, vlan: int = 0
+        self,
+        ifindex: int,
+        *,
+        bridge: int,
+        mac: str,
+        guest: str,
+        mtu: int,
+        vlan: int = 0,
+        isolated: bool = False,
     ) -> None:
         """Make it a port of the bridge for one guest, and up.
 
@@ -258,6 +266,7 @@ class Links:
 
         :param mac: the port's own address, which is not the guest's.
         :param vlan: the only one that it is in, untagged; 0: what the bridge puts a new port in.
+        :param isolated: apart from other ports that are so (br_skb_isolated() in br_private.h).
         :raise PortsExhausted: the bridge has no number left for it.
         :raise FileExistsError: ``guest`` is known on that bridge: its own address, or a host's.
         """
@@ -283,9 +292,8 @@ class Links:
             raise
         # A port's own settings are taken before its flags (__rtnl_newlink()); state="up" would be
         # a setting of the port here. 1: IFF_UP.
-        self._ip.link(
-            "set", index=ifindex, kind="bridge_slave", learning=0, guard=1, flags=1, change=1
-        )
+        settings = {"learning": 0, "guard": 1, **({"isolated": 1} if isolated else {})}
+        self._ip.link("set", index=ifindex, kind="bridge_slave", **settings, flags=1, change=1)
 
     def _only_vlan(self, ifindex: int, vlan: int) -> None:
         """Have the port in one VLAN: what comes in untagged is in it, and goes out untagged.

@@ -93,6 +93,7 @@ class TapGrant:
     :param mtu: bytes.
     :param ipv4: addresses that the guest may use; empty: not restricted.
     :param dns: what it is found by on its network; empty: nothing.
+    :param isolated: nothing passes between it and other TAPs there that are so.
     :param ipv6: likewise, beside the link-local one of the MAC.
     """
 
@@ -114,6 +115,7 @@ class TapGrant:
     dns: str = ""
     device: str = ""
     mode: str = ""
+    isolated: bool = False
 
     @property
     def descriptors(self) -> tuple[Fd, ...]:
@@ -360,6 +362,7 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         device=fields.text("device") if fields.has("device") else "",
         mode=fields.text("mode") if fields.has("mode") else "",
         vlan=fields.number("vlan") if fields.has("vlan") else 0,
+        isolated=fields.flag("isolated") if fields.has("isolated") else False,
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),
     )

@@ -65,6 +65,7 @@ class TapRequest(_CardRequest):
     :param network: a managed network's name; or
     :param bridge: a bridge's name. Exactly one of the two.
     :param vlan: of the bridge, the only one for the guest; None: the bridge's default one.
+    :param isolated: apart from other TAPs there that are so.
     :raise UsageError: both or none of network and bridge, or a VLAN of a network.
     """
 
@@ -73,6 +74,7 @@ class TapRequest(_CardRequest):
     network: str | None = None
     bridge: str | None = None
     vlan: int | None = None
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         if (self.network is None) == (self.bridge is None):
@@ -85,6 +87,8 @@ class TapRequest(_CardRequest):
         sent = self._sent(network=self.network, bridge=self.bridge)
         if self.vlan is not None:
             sent["vlan"] = ("u", self.vlan)
+        if self.isolated:
+            sent["isolated"] = ("b", True)
         return sent
 
 

@@ -156,7 +156,6 @@ class World:
             return limit
         assert isinstance(request, TapRequest)
         name = f"tap{len(self.granted)}"
-        words = {"ifname": f"svt{len(self.granted):012x}", "altname": request.name or ""}
         queues = [self._fd("/dev/null") for _ in range(request.queues)]
         vhost = [self._fd("/dev/zero") for _ in range(request.queues if request.vhost else 0)]
         grant = self.granted[name] = TapGrant(
@@ -173,7 +172,8 @@ class World:
             vlan=request.vlan or 0,
             vhost_fds=tuple(vhost),
             vhost=bool(vhost),
-            **words,
+            ifname=f"svt{len(self.granted):012x}",
+            altname=request.name or "",
         )
         return grant
 

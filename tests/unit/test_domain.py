@@ -245,6 +245,10 @@ CONTRADICTIONS = {
         ),
         "4: /domain/devices/interface/vlan",
     ),
+    "isolated from nobody": (
+        document("<interface type='user'><port isolated='yes'/></interface>"),
+        "4: /domain/devices/interface/port/@isolated",
+    ),
     "a limit of what has no TAP": (
         document(
             "<interface type='user'><bandwidth><inbound average='1'/></bandwidth></interface>"

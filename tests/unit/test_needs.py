@@ -66,7 +66,7 @@ def test_one_for_each_interface_in_order() -> None:
         Need(NeedKind.TAP, 1, bridge="br0", vlan=42, mac=mac[1]),
         Need(NeedKind.USER, 2, mac=mac[2]),
         Need(NeedKind.USER, 3, mac=mac[3]),
-        Need(NeedKind.TAP, 4, bridge="br0", vlan=43, mac=mac[4]),
+        Need(NeedKind.TAP, 4, bridge="br0", vlan=43, mac=mac[4], isolated=True),
     )
 
 
@@ -126,6 +126,7 @@ def test_a_vlan_is_asked_for_with_its_bridge() -> None:
     requests = broker_requests(parsed("interfaces").value)
     sent = [one.parameters() for one in requests if isinstance(one, TapRequest)]
     assert [one.get("vlan") for one in sent] == [None, ("u", 42), ("u", 43)]
+    assert [one.get("isolated") for one in sent] == [None, None, ("b", True)]
     assert [one.get("bridge") for one in sent] == [None, ("s", "br0"), ("s", "br0")]
 
 

@@ -170,12 +170,12 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
     network = quick.add_mutually_exclusive_group()
     network.add_argument(
         "--network",
-        metavar="NAME[,queues=N]",
+        metavar="NAME[,queues=N][,isolated]",
         help="a managed network, 'user' (default), or 'none'",
     )
     network.add_argument(
         "--bridge",
-        metavar="BRIDGE[,vlan=ID][,queues=N]",
+        metavar="BRIDGE[,vlan=ID][,queues=N][,isolated]",
         help="a bridge that the administrator permits",
     )
     network.add_argument(

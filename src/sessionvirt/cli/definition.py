@@ -77,15 +77,29 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     limits = _limits(args)
     if args.bridge is not None:
         known = {"vlan": 4094, "queues": MAX_QUEUES}
-        bridge, numbers = _numbers("--bridge", args.bridge, known)
-        vlan, queues = numbers.get("vlan"), numbers.get("queues", 1)
-        return (QuickNetwork(bridge=bridge, vlan=vlan, queues=queues, bandwidth=limits),)
+        text, isolated = _isolated(args.bridge)
+        bridge, numbers = _numbers("--bridge", text, known)
+        return (
+            QuickNetwork(
+                bridge=bridge,
+                vlan=numbers.get("vlan"),
+                queues=numbers.get("queues", 1),
+                isolated=isolated,
+                bandwidth=limits,
+            ),
+        )
     if args.direct is not None:
         if limits is not None:
             raise _cannot_be_limited("--direct")
         return (_direct(args.direct),)
-    name, numbers = _numbers("--network", args.network or "user", {"queues": MAX_QUEUES})
+    text, isolated = _isolated(args.network or "user")
+    name, numbers = _numbers("--network", text, {"queues": MAX_QUEUES})
     queues = numbers.get("queues", 1)
+    if name in ("none", "user") and isolated:
+        raise UsageError(
+            f"--network {name} has nobody to be isolated from",
+            advice="write a managed network, or --bridge",
+        )
     if name in ("none", "user") and queues > 1:
         raise UsageError(
             f"--network {name} has no queues", advice="write a managed network, or --bridge"
@@ -95,7 +109,14 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     if name == "none":
         return ()
     network = None if name == "user" else name
-    return (QuickNetwork(network=network, queues=queues, bandwidth=limits),)
+    return (QuickNetwork(network, queues=queues, isolated=isolated, bandwidth=limits),)
+
+
+def _isolated(text: str) -> tuple[str, bool]:
+    """Take the word ``isolated`` out of what follows a name."""
+    name, *words = text.split(",")
+    rest = [word for word in words if word != "isolated"]
+    return ",".join((name, *rest)), len(rest) < len(words)
 
 
 def _limits(args: argparse.Namespace) -> Bandwidth | None:

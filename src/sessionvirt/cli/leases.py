@@ -84,4 +84,6 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
         on = f"{on} {grant.mode}"
     if grant.vlan:
         on = f"{on} VLAN {grant.vlan}"
+    if grant.isolated:
+        on = f"{on} isolated"
     return on, grant.ifname, grant.mac, " ".join((*grant.ipv4, *grant.ipv6))

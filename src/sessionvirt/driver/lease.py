@@ -123,6 +123,7 @@ def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest | DirectReq
         network=need.network,
         bridge=need.bridge,
         vlan=need.vlan,
+        isolated=need.isolated,
         mac=need.mac,
         queues=need.queues,
         vhost=wanted and need.queues <= room,

@@ -204,6 +204,11 @@ def check_interface(nic: Interface) -> None:
         _emulated_interface(nic)
     if nic.vlan is not None:
         _vlan(nic, nic.vlan)
+    if nic.isolated and nic.type not in _TAPS:
+        nic.at("port/@isolated").refuse(
+            f"does not go with type='{nic.type}'",
+            "Write type='network' or type='bridge', or leave <port> out.",
+        )
     if nic.bandwidth is not None:
         check_bandwidth(nic.bandwidth)
         if nic.type not in _TAPS and any(nic.bandwidth.rates):

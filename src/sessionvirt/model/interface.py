@@ -96,6 +96,7 @@ class Interface(Device):
     :param vlan: where silent, with the type hostdev, what an administrator has set; on a bridge,
         its default one.
     :param rom_bar: as of a host device, with every type, and so is ``rom_file``.
+    :param isolated: nothing passes between it and other interfaces there that are so.
     :param target: what people call the TAP, whose first name is the broker's.
     """
 
@@ -112,6 +113,7 @@ class Interface(Device):
     source: HostPlace | None = child("source/address", HostPlace)
     vlan: Vlan | None = child("vlan", Vlan)
     bandwidth: Bandwidth | None = child("bandwidth", Bandwidth)
+    isolated: bool = attr("port/@isolated", YesNo, default=False)
     mac: MacAddress | None = attr("mac/@address", Mac)
     model: NicModel | None = attr("model/@type", Choice(NicModel))
     driver: NicDriver | None = child("driver", NicDriver)

@@ -48,6 +48,7 @@ class Need:
     :param vhost: True: the host's kernel has to move its packets; False: it must not, or the model
         knows no such thing; None: it may.
     :param name: what people call the TAP; None: nothing of their own.
+    :param isolated: the TAP is apart from others there that are so.
     :param inbound: how much the guest receives in a second; None: as much as comes. Likewise
         ``outbound``.
     """
@@ -64,6 +65,7 @@ class Need:
     mtu: int | None = None
     vhost: bool | None = False
     name: str | None = None
+    isolated: bool = False
     inbound: BandwidthRate | None = None
     outbound: BandwidthRate | None = None
 
@@ -101,6 +103,7 @@ def interface_need(nic: Interface, index: int) -> Need:
         mtu=nic.mtu,
         vhost=vhost if nic.model is NicModel.VIRTIO else False,
         name=nic.name,
+        isolated=nic.isolated,
         inbound=inbound,
         outbound=outbound,
     )

@@ -73,6 +73,7 @@ class QuickNetwork:
     :param vlan: on the bridge.
     :param device: the host's interface that it shares.
     :param mode: how; with ``device``.
+    :param isolated: apart from others there that are so; on a network or bridge.
     :param bandwidth: how much it receives and sends in a second; not for user mode, nor ``device``.
     """
 
@@ -82,6 +83,7 @@ class QuickNetwork:
     vlan: int | None = None
     device: str | None = None
     mode: DirectMode = DirectMode.BRIDGE
+    isolated: bool = False
     bandwidth: Bandwidth | None = None
 
 
@@ -184,6 +186,7 @@ def _interface(network: QuickNetwork) -> Interface:
         model=NicModel.VIRTIO,
         driver=NicDriver(queues=network.queues) if network.queues > 1 else None,
         vlan=Vlan(tags=(VlanTag(id=network.vlan),)) if network.vlan is not None else None,
+        isolated=network.isolated,
         bandwidth=network.bandwidth,
     )
 
