@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from .dhcpoptions import option_fault
 from .wire import BridgeName, Mac, NetworkName, is_network_name, unicast_mac
 
 if TYPE_CHECKING:
@@ -386,6 +387,8 @@ class _Reader:
                 raise self._source.wrong(
                     at, "must be at most 200 of letters, digits and . _ : / @ + , -"
                 )
+            if reason := option_fault(number, text):
+                raise self._source.wrong(at, reason)
             found.append((number, text))
         return tuple(found)
 
