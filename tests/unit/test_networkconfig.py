@@ -196,6 +196,13 @@ def test_static_hosts_that_are_refused(host: str, reason: str) -> None:
         read(f'[network.lab]\nipv4 = "10.1.0.1/24"\nipv6 = "fd00::1/64"\n{host}\n')
 
 
+def test_so_many_networks_are_possible_and_no_more() -> None:
+    tables = [f'[network.n{n}]\nipv4 = "10.{n // 128}.{n % 128}.1/24"\n' for n in range(257)]
+    assert len(read("".join(tables[:256]))) == 256
+    with pytest.raises(ConfigurationError, match=r"toml:513: .*257 networks, and at most 256"):
+        read("".join(tables))
+
+
 @pytest.mark.parametrize("name", ["private", "u0", "u1000", "toolonganame", "A"])
 def test_names_that_are_not_an_administrators(name: str) -> None:
     with pytest.raises(ConfigurationError, match=r"broker\.toml:1: "):
