@@ -374,16 +374,9 @@ class Links:
         So are routes to nowhere: who has a prefix delegated has one for all of it that is not in
         use (RFC 7084, WPD-5), and gives parts of it to networks like ours.
         """
-        import ipaddress
+        from .routes import read_routes
 
-        found = []
-        for message in self._ip.get_routes(family=_FAMILIES[version]):
-            target, interface = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
-            if target is None or interface is None or message["type"] in _TO_NOWHERE:
-                continue
-            prefix = ipaddress.ip_network(f"{target}/{message['dst_len']}")
-            found.append((prefix, int(interface)))
-        return found
+        return read_routes(version)
 
     def route_interfaces(
         self, prefix: ipaddress.IPv4Network | ipaddress.IPv6Network
