@@ -17,7 +17,14 @@ import pytest
 from lab.contract import Member, documented, errors, members, parameters
 from lab.stage import ROOT
 from sessionvirt import broker_errors as wording
-from sessionvirt.broker_requests import DirectRequest, PciRequest, Request, TapRequest
+from sessionvirt.broker_requests import (
+    BandwidthRequest,
+    DirectRequest,
+    PciRequest,
+    Rate,
+    Request,
+    TapRequest,
+)
 from sessionvirt_broker import errors as broker_errors
 from sessionvirt_broker import service
 
@@ -48,8 +55,9 @@ def test_the_file_has_what_it_should() -> None:
     assert members()[service.NAME, "Acquire"] == Member("a(sa{sv})a{sv}", "ohaa{sv}")
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
-        "grant": 17,
+        "grant": 18,
         "pci": 12,
+        "bandwidth": 10,
         "plan": 5,
         "requests": 4,
         "networks": 9,
@@ -133,6 +141,7 @@ def _reads() -> dict[str, dict[str, str]]:
     names = {
         "read_tap": "grant",
         "read_pci": "pci",
+        "read_bandwidth": "bandwidth",
         "read_plan": "plan",
         "read_network": "networks",
         "read_device": "devices",
@@ -164,7 +173,7 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
     requests: dict[str, tuple[Request, ...]] = {
         "tap": (
             TapRequest(network="default", mac="52:54:00:00:00:01", queues=2, vhost=True),
-            TapRequest(bridge="br0", name="web", vlan=42),
+            TapRequest(bridge="br0", name="web", vlan=42, isolated=True),
         ),
         "direct": (
             DirectRequest("eth0", mac="52:54:00:00:00:01", queues=2, vhost=True),
@@ -181,6 +190,7 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
             ),
             PciRequest("0000:03:10.0", mac="52:54:00:00:00:01", vlan=42),
         ),
+        "bandwidth": (BandwidthRequest("tap0", Rate(1, 2, 3), Rate(1, 2, 3)),),
     }
     assert {one.kind for each in requests.values() for one in each} == set(parameters())
     for kind, each in requests.items():

@@ -35,6 +35,7 @@ DEFAULTS = {
     "network-attach": ("auth_admin", "auth_admin", "yes"),
     "bridge-attach": ("auth_admin", "auth_admin", "auth_admin"),
     "direct-attach": ("auth_admin", "auth_admin", "auth_admin"),
+    "guest-limits": ("yes", "yes", "yes"),
     "pci-assign": ("auth_admin", "auth_admin", "auth_admin"),
     "pci-network": ("auth_admin", "auth_admin", "auth_admin"),
     "reclaim": ("auth_admin", "auth_admin", "auth_admin"),

@@ -388,7 +388,7 @@ def _tell(
         sender=caller.sender,
         lease=lease,
         vm=owner.vm,
-        what=f"{given['kind']} {given.get('ifname') or given.get('address')}",
+        what=f"{given['kind']} {given.get('ifname') or given.get('address') or given.get('tap')}",
         where=given.get("network") or given.get("bridge") or given.get("device") or "",
         mac=given.get("mac", ""),
         vlan=given.get("vlan") or "",

@@ -20,6 +20,7 @@ from .chains import client
 from .egress import Egress
 from .errors import HostFailure
 from .networkconfig import Mode
+from .policer import Policer
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class Firewall:
         self._uplinks: dict[int, frozenset[int]] = {}
         #: The table of macvtap devices, by the same context.
         self.egress = Egress(self._load, self._run, self._list)
+        #: The table of limits, likewise.
+        self.policer = Policer(self._run, self._list)
 
     @property
     def _nft(self) -> Any:
@@ -317,6 +320,7 @@ class Firewall:
         if not self._run(commands):
             raise HostFailure("the host refused the firewall's elements")
         self.egress.restore()
+        self.policer.restore()
 
     def _forgotten(self) -> list[tuple[str, object]]:
         """The counters of TAPs that are not there any more; the others go on counting."""

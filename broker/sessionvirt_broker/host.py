@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .throttle import Throttle
+
 if TYPE_CHECKING:
     from .dnsmasq import Keeper
     from .firewall import Firewall
@@ -55,6 +57,7 @@ class Host:
     :param fds: what steps have made for the caller, by name, until it is sent or undone.
     :param waiting: steps whose undo somebody keeps from being done, found since this was cleared.
     :param stuck: the ids of the records of which something would not go.
+    :param throttle: the limits of each TAP.
     """
 
     links: Links
@@ -65,6 +68,7 @@ class Host:
     fds: dict[str, list[int]] = field(default_factory=dict)
     waiting: list[Step] = field(default_factory=list)
     stuck: set[str] = field(default_factory=set)
+    throttle: Throttle = field(default_factory=Throttle)
 
     def close_fds(self, name: str) -> None:
         """Close what was made under this name and not taken; unknown is in order."""

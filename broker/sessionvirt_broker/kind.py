@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .limits import Share
     from .steps import Step
+    from .throttle import TapLimits
     from .wire import Fields, VmName
 
 #: How the kernel names a thing when it reports a change: an ifindex, or a PCI address.
@@ -134,11 +135,12 @@ class Plan:
 
 @dataclass(slots=True)
 class Adopted:
-    """What the firewall must hold, collected from everything that was adopted."""
+    """What the firewall and the throttle must hold, collected from everything that was adopted."""
 
     taps: list[TapRules]
     networks: list[NetworkRules]
     macvtaps: list[MacvtapRules] = field(default_factory=list)
+    limits: list[TapLimits] = field(default_factory=list)
 
 
 class ResourceKind(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .bandwidth import BandwidthKind, LimitTap
 from .devices import Devices
 from .dnsmasq import HostEntry, NetworkFiles, RunDnsmasq
 from .forwarding import BridgeForward, Forward
@@ -53,6 +54,7 @@ STEPS: Mapping[str, type[Step]] = {
         GiveGroup,
         HostEntry,
         KeepGroup,
+        LimitTap,
         NetworkFiles,
         NetworkFilter,
         OpenDevice,
@@ -87,6 +89,6 @@ def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False)
     pci = PciKind(sys, proc, names, drivers, replaceable=replaceable)
     tap = TapKind(machine_id, sys / "class/net")
     direct = DirectKind(machine_id, sys / "class/net", tap.lan_macs)
-    kinds: tuple[ResourceKind, ...] = (tap, direct, pci)
+    kinds: tuple[ResourceKind, ...] = (tap, direct, pci, BandwidthKind())
     devices = Devices(sys, pci, names, drivers)
     return Kinds({kind.name: kind for kind in kinds}, devices, tap.networks)

@@ -451,6 +451,10 @@ class Leases:
         except HostFailure:
             # Nothing new is given then, but what there is can be given back.
             log.exception("the firewall could not be taken over")
+        try:
+            self._host.throttle.adopt(adopted.limits, self._host.links, self._host.firewall.policer)
+        except HostFailure:
+            log.exception("the limits of what guests send could not be taken over")
 
     # Section: small things
 

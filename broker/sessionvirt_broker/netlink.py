@@ -16,6 +16,7 @@ import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import htb
 from .errors import NotSupported
 
 if TYPE_CHECKING:
@@ -248,7 +249,15 @@ class Links:
         self._ip.link("set", index=ifindex, state="up")
 
     def attach(
-        self, ifindex: int, *, bridge: int, mac: str, guest: str, mtu: int, vlan: int = 0
+        self,
+        ifindex: int,
+        *,
+        bridge: int,
+        mac: str,
+        guest: str,
+        mtu: int,
+        vlan: int = 0,
+        isolated: bool = False,
     ) -> None:
         """Make it a port of the bridge for one guest, and up.
 
@@ -257,6 +266,7 @@ class Links:
 
         :param mac: the port's own address, which is not the guest's.
         :param vlan: the only one that it is in, untagged; 0: what the bridge puts a new port in.
+        :param isolated: apart from other ports that are so (br_skb_isolated() in br_private.h).
         :raise PortsExhausted: the bridge has no number left for it.
         :raise FileExistsError: ``guest`` is known on that bridge: its own address, or a host's.
         """
@@ -282,9 +292,8 @@ class Links:
             raise
         # A port's own settings are taken before its flags (__rtnl_newlink()); state="up" would be
         # a setting of the port here. 1: IFF_UP.
-        self._ip.link(
-            "set", index=ifindex, kind="bridge_slave", learning=0, guard=1, flags=1, change=1
-        )
+        settings = {"learning": 0, "guard": 1, **({"isolated": 1} if isolated else {})}
+        self._ip.link("set", index=ifindex, kind="bridge_slave", **settings, flags=1, change=1)
 
     def _only_vlan(self, ifindex: int, vlan: int) -> None:
         """Have the port in one VLAN: what comes in untagged is in it, and goes out untagged.
@@ -307,6 +316,18 @@ class Links:
             elif first == last:  # which is no range to the kernel (br_vlan_valid_range())
                 others.append((first, 0))
         change("del", *others)
+
+    def limit(self, ifindex: int, rate: htb.Rate) -> None:
+        """Have what an interface sends not exceed ``rate``; as of :func:`htb.set_rate`."""
+        htb.set_rate(self._ip, ifindex, rate)
+
+    def unlimited(self, ifindex: int) -> None:
+        """Let it send as it can; absent is in order."""
+        htb.remove(self._ip, ifindex)
+
+    def is_limited(self, ifindex: int) -> bool:
+        """Whether it is limited by us."""
+        return htb.is_there(self._ip, ifindex)
 
     def add_altname(self, ifindex: int, altname: str) -> bool:
         """A second, readable name. One that is taken is no reason to fail.
@@ -353,16 +374,9 @@ class Links:
         So are routes to nowhere: who has a prefix delegated has one for all of it that is not in
         use (RFC 7084, WPD-5), and gives parts of it to networks like ours.
         """
-        import ipaddress
+        from .routes import read_routes
 
-        found = []
-        for message in self._ip.get_routes(family=_FAMILIES[version]):
-            target, interface = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
-            if target is None or interface is None or message["type"] in _TO_NOWHERE:
-                continue
-            prefix = ipaddress.ip_network(f"{target}/{message['dst_len']}")
-            found.append((prefix, int(interface)))
-        return found
+        return read_routes(version)
 
     def route_interfaces(
         self, prefix: ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from .dhcpoptions import option_fault
 from .wire import BridgeName, Mac, NetworkName, is_network_name, unicast_mac
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _PREFIX_LENGTHS = range(12, 30)
 _UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
 #: RFC 4291: what is global unicast today.
 _GLOBAL = ipaddress.IPv6Network("2000::/3")
+#: Every list of networks has all of them, and each is compared with all before it.
+_MOST_NETWORKS = 256
 _MOST_RANGES = 16
 _MOST_ENTRIES = 1024
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -153,7 +156,13 @@ def read_networks(source: Source, table: dict[str, object]) -> dict[NetworkName,
     :raise ConfigurationError: names file, line and reason.
     """
     networks: dict[NetworkName, Network] = {}
-    for name, body in source.tables(table, ("network",)).items():
+    tables = source.tables(table, ("network",))
+    if len(tables) > _MOST_NETWORKS:
+        raise source.wrong(
+            ("network", list(tables)[_MOST_NETWORKS]),
+            f"there are {len(tables)} networks, and at most {_MOST_NETWORKS} are possible",
+        )
+    for name, body in tables.items():
         network = _Reader(source, name, body).network()
         _apart(source, network, networks)
         networks[network.name] = network
@@ -386,6 +395,8 @@ class _Reader:
                 raise self._source.wrong(
                     at, "must be at most 200 of letters, digits and . _ : / @ + , -"
                 )
+            if reason := option_fault(number, text):
+                raise self._source.wrong(at, reason)
             found.append((number, text))
         return tuple(found)
 

@@ -70,7 +70,9 @@ class Judge:
             for name, steps in kept.items()
             if self._kinds[kind_word(name)].intact(steps, self._host)
         ]
-        for name in reversed(ended + broken):
+        gone = lease.with_what_rests([*ended, *broken])
+        for name in gone:
             lease.shared.pop(name, None)
+            lease.rests.pop(name, None)
             self._undo.part(lease.record, name)
-        return not broken or len(broken) < len(kept)
+        return not broken or not kept.keys() <= set(gone)

@@ -59,6 +59,7 @@ class TapRequest(Request):
     """A validated ``tap``; exactly one of ``network`` and ``bridge`` is set.
 
     :param vlan: on a bridge; 0: none was asked for.
+    :param isolated: apart from every other port there that is so, too.
     """
 
     network: NetworkName | None
@@ -68,6 +69,7 @@ class TapRequest(Request):
     vhost: bool
     name: TapName | None
     vlan: int
+    isolated: bool
 
 
 class TapKind:
@@ -95,6 +97,7 @@ class TapKind:
             vhost=fields.flag("vhost"),
             name=tap_name(fields),
             vlan=fields.count("vlan", default=0, limit=VLANS[-1]),
+            isolated=fields.flag("isolated"),
         )
         if (request.network is None) == (request.bridge is None):
             raise InvalidRequest(f"{fields.where}: needs either network or bridge")
@@ -161,6 +164,7 @@ class TapKind:
                         *(ifname, place.bridge, port_mac, address, place.mtu, altname),
                         vlan=place.vlan,
                         bridge_ifindex=place.ifindex,
+                        isolated=int(tap.isolated),
                     ),
                 ),
             )
@@ -184,7 +188,10 @@ class TapKind:
                     *(network.bridge, ifname, address, given.ipv4, given.ipv6),
                     *(name, network.domain),
                 ),
-                AttachTap(ifname, network.bridge, port_mac, address, network.mtu, altname),
+                AttachTap(
+                    *(ifname, network.bridge, port_mac, address, network.mtu, altname),
+                    isolated=int(tap.isolated),
+                ),
             ),
         )
 
@@ -203,6 +210,7 @@ class TapKind:
             "vhost": has_vhost(steps),
             "mac": rules.mac,
             "mtu": attached.mtu,
+            "isolated": bool(attached.isolated),
             **where,
             "ipv4": rules.ipv4,
             "ipv6": rules.ipv6,
@@ -312,7 +320,16 @@ class TapKind:
             return "the TAP was taken from its bridge and put back"
         if attached.vlan and not is_filtering(bridge / "bridge"):
             return "the bridge no longer filters VLANs"
+        if attached.isolated and not _is_isolated(device):
+            return "the TAP is no longer isolated from others on its bridge"
         return ""
+
+
+def _is_isolated(device: Path) -> bool:
+    try:
+        return (device / "brport/isolated").read_text("ascii").strip() == "1"
+    except OSError:
+        return False
 
 
 def _tap_steps(steps: Sequence[Step]) -> tuple[CreateTap, FilterTap, AttachTap]:

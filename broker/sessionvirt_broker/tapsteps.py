@@ -106,6 +106,7 @@ class AttachTap(Step):
 
     :param vlan: 0: the bridge's default one.
     :param bridge_ifindex: 0: whichever has the name, and learnt then.
+    :param isolated: 1: nothing passes between it and another port of which this is true.
     """
 
     NAME: ClassVar[str] = "tap-attach"
@@ -118,10 +119,12 @@ class AttachTap(Step):
     altname: str
     vlan: int = 0
     bridge_ifindex: int = 0
+    isolated: int = 0
 
     def describe(self) -> str:
         vlan = f" in VLAN {self.vlan} only" if self.vlan else ""
-        return f"attach {self.ifname} to {self.bridge}{vlan} and set it up"
+        isolated = ", isolated," if self.isolated else ""
+        return f"attach {self.ifname} to {self.bridge}{vlan}{isolated} and set it up"
 
     def describe_undo(self) -> str:
         return "nothing: it ends with the TAP"
@@ -143,6 +146,7 @@ class AttachTap(Step):
                 guest=self.guest,
                 mtu=self.mtu,
                 vlan=self.vlan,
+                isolated=bool(self.isolated),
             )
         except FileExistsError as error:
             raise Busy(f"the MAC address {self.guest} is in use on {self.bridge}") from error

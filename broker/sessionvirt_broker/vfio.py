@@ -48,8 +48,10 @@ DRIVER = "vfio-pci"
 #: How long the kernel and udev have for a module, and for a device node.
 _PATIENCE_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.005
-#: A module that did not come is not waited for again so soon: anybody may ask, and all wait.
-_REFUSAL_SECONDS = 60.0
+#: A module that did not come is not waited for again so soon, each time for longer, and then only
+#: shortly: anybody may ask, and all wait. One that comes late is found where it is looked for.
+_REFUSAL_SECONDS, _LONGEST_REFUSAL_SECONDS = 60.0, 3600.0
+_PATIENCE_AGAIN_SECONDS = 0.5
 
 #: struct iommu_option: size, option_id, op, __reserved, object_id, val64.
 _OPTION = struct.Struct("=IIHHIQ")
@@ -75,8 +77,8 @@ class Vfio:
         self._kept: dict[str, int] = {}
         #: Groups that somebody had, in this pass.
         self._busy: dict[str, str] = {}
-        #: Which module was waited for in vain, and when.
-        self._in_vain: dict[str, float] = {}
+        #: Which module was waited for in vain, when it was last, and how often.
+        self._in_vain: dict[str, tuple[float, int]] = {}
 
     # Section: drivers
 
@@ -184,8 +186,11 @@ class Vfio:
 
     def may_load(self, module: str) -> bool:
         """Whether it is worth while to wait for a module; not again so soon."""
-        since = self._in_vain.get(module)
-        return since is None or time.monotonic() >= since + _REFUSAL_SECONDS
+        since, times = self._in_vain.get(module, (0.0, 0))
+        if not times:
+            return True
+        pause = min(_REFUSAL_SECONDS * 2 ** min(times - 1, 16), _LONGEST_REFUSAL_SECONDS)
+        return time.monotonic() >= since + pause
 
     def _have_loaded(
         self, module: str, address: str, word: str, is_there: Callable[[], bool]
@@ -196,10 +201,11 @@ class Vfio:
         # lock (uevent_store() in drivers/base/core.c).
         path = self.device(address) / "uevent"
         path.write_text(f"change {uuid.uuid4()} SESSIONVIRT={word}", encoding="ascii")
-        if self._wait_for(is_there):
+        _, times = self._in_vain.get(module, (0.0, 0))
+        if self._wait_for(is_there, _PATIENCE_AGAIN_SECONDS if times else _PATIENCE_SECONDS):
             self._in_vain.pop(module, None)
             return True
-        self._in_vain[module] = time.monotonic()
+        self._in_vain[module] = (time.monotonic(), times + 1)
         return False
 
     # Section: nodes
@@ -209,7 +215,7 @@ class Vfio:
 
     def wait_for_node(self, group: str) -> None:
         """:raise NotSupported: the kernel makes none."""
-        if not self._wait_for(self.node(group).exists):
+        if not self._wait_for(self.node(group).exists, _PATIENCE_SECONDS):
             raise NotSupported("the kernel makes no /dev/vfio/GROUP: it has no VFIO_GROUP")
 
     def keep_out(self, group: str) -> None:
@@ -282,7 +288,8 @@ class Vfio:
         :raise HostFailure: VFIO does not have it, or it is not the one that its name says.
         """
         name = self._cdev(address)
-        if not name or not self._wait_for((self._dev / "vfio/devices" / name).exists):
+        node = self._dev / "vfio/devices" / name
+        if not name or not self._wait_for(node.exists, _PATIENCE_SECONDS):
             raise HostFailure(f"VFIO has made no node in /dev/vfio/devices for {address}")
         # PRIVILEGE: CAP_DAC_OVERRIDE; the node is root's alone.
         descriptor = os.open(self._dev / "vfio/devices" / name, os.O_RDWR | os.O_CLOEXEC)
@@ -326,8 +333,8 @@ class Vfio:
         except FileNotFoundError:
             return []
 
-    def _wait_for(self, condition: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 return False

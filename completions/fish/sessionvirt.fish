@@ -51,6 +51,8 @@ complete -c sessionvirt -n __sessionvirt_verb -a devices \
     -d 'List the host\'s PCI devices, and whether a machine can have them'
 complete -c sessionvirt -n __sessionvirt_verb -a leases \
     -d 'List what your running machines hold of this host'
+complete -c sessionvirt -n __sessionvirt_verb -a limit \
+    -d 'Show or change how much a running machine receives and sends'
 complete -c sessionvirt -n __sessionvirt_verb -a reclaim \
     -d 'End a machine and take back what it has of this host'
 complete -c sessionvirt -n __sessionvirt_verb -a doctor \
@@ -76,6 +78,10 @@ complete -c sessionvirt -n '__sessionvirt_verb run plan' -l bridge -x \
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l direct -x \
     -a '(__sessionvirt_names direct)' \
     -d 'An interface that the administrator permits'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l limit-inbound -x \
+    -d 'What it receives in a second, at most'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l limit-outbound -x \
+    -d 'What it sends in a second, at most'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l kernel -r -F \
     -d 'Boot this kernel instead of the disk'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l initrd -r -F \
@@ -93,15 +99,21 @@ complete -c sessionvirt -n '__sessionvirt_verb run' -l console \
     -d 'The machine\'s console is on this terminal'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l no-console \
     -d 'Leave the terminal alone'
-complete -c sessionvirt -n '__sessionvirt_verb run reclaim' -l no-ask-password \
+complete -c sessionvirt -n '__sessionvirt_verb run reclaim limit' -l no-ask-password \
     -d 'Never ask; fail where a prompt is needed'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l timeout -x \
     -d 'End the machine after this many seconds'
 complete -c sessionvirt -n '__sessionvirt_verb run' -s q -l quiet \
     -d 'Errors only'
 
-complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases doctor' -l json \
+complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases limit doctor' -l json \
     -d 'For programs: stable, versioned keys'
+complete -c sessionvirt -n '__sessionvirt_verb limit' -l interface -x \
+    -d 'Which one, counted from 0, or by its MAC address'
+complete -c sessionvirt -n '__sessionvirt_verb limit' -l inbound -x \
+    -d 'What it receives in a second, or none'
+complete -c sessionvirt -n '__sessionvirt_verb limit' -l outbound -x \
+    -d 'What it sends in a second, or none'
 complete -c sessionvirt -n '__sessionvirt_verb networks' -l names -x -a 'network bridge direct' \
     -d 'Only the names of one type'
 complete -c sessionvirt -n '__sessionvirt_verb networks' -l watch \

@@ -423,11 +423,16 @@ def _read_grants(
     for request, grant in zip(requests, grants, strict=True):
         if grant.kind != request.kind:
             raise malformed(f"{grant.id}: a grant of the kind {grant.kind}, not {request.kind}")
+        if isinstance(request, data.BandwidthRequest):
+            if not isinstance(grant, data.BandwidthGrant) or grant.tap != request.tap:
+                raise malformed(f"{grant.id}: of another TAP than was asked for")
+            continue
         if isinstance(request, data.PciRequest):
             continue
+        assert isinstance(grant, data.TapGrant)  # by its kind
         if len(grant.fds) != request.queues:
             raise malformed(f"{grant.id}: {len(grant.fds)} queues, not {request.queues}")
-        if isinstance(grant, data.TapGrant) and grant.vhost and not request.vhost:
+        if grant.vhost and not request.vhost:
             raise malformed(f"{grant.id}: vhost, and nobody asked for it")
     fds.finish()
     return grants

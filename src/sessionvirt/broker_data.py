@@ -14,7 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from .broker_requests import FDS_PER_DEVICE, DirectRequest, PciRequest, Request, TapRequest
+from .broker_requests import (
+    FDS_PER_DEVICE,
+    BandwidthRequest,
+    DirectRequest,
+    PciRequest,
+    Rate,
+    Request,
+    TapRequest,
+)
 from .broker_values import malformed
 
 if TYPE_CHECKING:
@@ -24,8 +32,9 @@ if TYPE_CHECKING:
     from .descriptors import Fd
 
 __all__ = [
-    "DeviceInfo", "Diagnosis", "Grant", "Lease", "LeaseInfo", "NetworkInfo", "PciGrant",
-    "PciRequest", "Plan", "PlannedRequest", "Request", "Step", "TapGrant", "TapRequest",
+    "BandwidthGrant", "BandwidthRequest", "DeviceInfo", "Diagnosis", "Grant", "Lease", "LeaseInfo",
+    "NetworkInfo", "PciGrant", "PciRequest", "Plan", "PlannedRequest", "Rate", "Request", "Step",
+    "TapGrant", "TapRequest",
 ]  # fmt: skip
 
 
@@ -84,6 +93,7 @@ class TapGrant:
     :param mtu: bytes.
     :param ipv4: addresses that the guest may use; empty: not restricted.
     :param dns: what it is found by on its network; empty: nothing.
+    :param isolated: nothing passes between it and other TAPs there that are so.
     :param ipv6: likewise, beside the link-local one of the MAC.
     """
 
@@ -105,6 +115,7 @@ class TapGrant:
     dns: str = ""
     device: str = ""
     mode: str = ""
+    isolated: bool = False
 
     @property
     def descriptors(self) -> tuple[Fd, ...]:
@@ -146,7 +157,28 @@ class PciGrant:
         return self.fds
 
 
-Grant: TypeAlias = TapGrant | PciGrant
+@dataclass(frozen=True)
+class BandwidthGrant:
+    """The limit of what a TAP of the same lease receives and sends.
+
+    :param id: its name within the lease; of several for one TAP the last is in force.
+    :param tap: the TAP's.
+    :param inbound: what the guest receives; None: no limit. Likewise ``outbound``.
+    """
+
+    id: str
+    kind: str
+    tap: str
+    inbound: Rate | None
+    outbound: Rate | None
+
+    @property
+    def descriptors(self) -> tuple[Fd, ...]:
+        """None."""
+        return ()
+
+
+Grant: TypeAlias = TapGrant | PciGrant | BandwidthGrant
 
 
 @dataclass(frozen=True)
@@ -299,6 +331,8 @@ def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
         return read_tap(fields, fds)
     if kind == PciRequest.kind:
         return read_pci(fields, fds)
+    if kind == BandwidthRequest.kind:
+        return read_bandwidth(fields)
     raise malformed(f"a grant of the unknown kind {kind!r}")
 
 
@@ -328,6 +362,7 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         device=fields.text("device") if fields.has("device") else "",
         mode=fields.text("mode") if fields.has("mode") else "",
         vlan=fields.number("vlan") if fields.has("vlan") else 0,
+        isolated=fields.flag("isolated") if fields.has("isolated") else False,
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),
     )
@@ -353,6 +388,29 @@ def read_pci(fields: Fields, fds: Descriptors | None) -> PciGrant:
         # An older broker says neither.
         mac=fields.text("mac") if fields.has("mac") else "",
         vlan=fields.number("vlan") if fields.has("vlan") else 0,
+    )
+
+
+def read_bandwidth(fields: Fields) -> BandwidthGrant:
+    """Read the grant of a limit, which has no descriptors."""
+    if fields.numbers("fds", "ah"):
+        raise malformed("a limit with descriptors")
+    inbound = Rate(
+        fields.number("inbound_average"),
+        fields.number("inbound_peak"),
+        fields.number("inbound_burst"),
+    )
+    outbound = Rate(
+        fields.number("outbound_average"),
+        fields.number("outbound_peak"),
+        fields.number("outbound_burst"),
+    )
+    return BandwidthGrant(
+        id=fields.text("id"),
+        kind=fields.text("kind"),
+        tap=fields.text("tap"),
+        inbound=inbound if inbound.average else None,
+        outbound=outbound if outbound.average else None,
     )
 
 

@@ -12,8 +12,8 @@ from typing import ClassVar, Final, TypeAlias
 from .errors import UsageError
 
 __all__ = [
-    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "DirectRequest", "Parameters", "PciRequest", "Request",
-    "TapRequest",
+    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "BandwidthRequest", "DirectRequest", "Parameters",
+    "PciRequest", "Rate", "Request", "TapRequest",
 ]  # fmt: skip
 
 #: What a request sends: name to D-Bus type and value.
@@ -65,6 +65,7 @@ class TapRequest(_CardRequest):
     :param network: a managed network's name; or
     :param bridge: a bridge's name. Exactly one of the two.
     :param vlan: of the bridge, the only one for the guest; None: the bridge's default one.
+    :param isolated: apart from other TAPs there that are so.
     :raise UsageError: both or none of network and bridge, or a VLAN of a network.
     """
 
@@ -73,6 +74,7 @@ class TapRequest(_CardRequest):
     network: str | None = None
     bridge: str | None = None
     vlan: int | None = None
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         if (self.network is None) == (self.bridge is None):
@@ -85,6 +87,8 @@ class TapRequest(_CardRequest):
         sent = self._sent(network=self.network, bridge=self.bridge)
         if self.vlan is not None:
             sent["vlan"] = ("u", self.vlan)
+        if self.isolated:
+            sent["isolated"] = ("b", True)
         return sent
 
 
@@ -157,4 +161,45 @@ class PciRequest:
         return sent
 
 
-Request: TypeAlias = TapRequest | DirectRequest | PciRequest
+@dataclass(frozen=True)
+class Rate:
+    """How much goes one way in a second, in libvirt's units.
+
+    :param average: in 1000 bytes a second.
+    :param peak: how fast a burst is, likewise; 0: as fast as the average.
+    :param burst: how much of it goes at the peak, in KiB; 0: the broker's choice.
+    """
+
+    average: int
+    peak: int = 0
+    burst: int = 0
+
+    def parameters(self, way: str) -> Parameters:
+        """What is sent of it; zeros are not."""
+        numbers = {"average": self.average, "peak": self.peak, "burst": self.burst}
+        return {f"{way}_{name}": ("u", number) for name, number in numbers.items() if number}
+
+
+@dataclass(frozen=True)
+class BandwidthRequest:
+    """How much a TAP of the lease may receive and send.
+
+    :param tap: its id in the lease.
+    :param inbound: what the guest receives; None: no limit. Likewise ``outbound``.
+    """
+
+    kind: ClassVar[str] = "bandwidth"
+
+    tap: str
+    inbound: Rate | None = None
+    outbound: Rate | None = None
+
+    def parameters(self) -> Parameters:
+        """Return what is sent."""
+        sent: Parameters = {"tap": ("s", self.tap)}
+        for way, rate in (("inbound", self.inbound), ("outbound", self.outbound)):
+            sent |= rate.parameters(way) if rate is not None else {}
+        return sent
+
+
+Request: TypeAlias = TapRequest | DirectRequest | PciRequest | BandwidthRequest

@@ -47,7 +47,7 @@ def test_everything_is_read_as_the_contract_says(broker: Callable[[str], str]) -
                 1_700_000_000,
                 {"mac": 3, "arp": 0},
             )
-            assert lease.grants[0].fds == ()
+            assert lease.grants[0].descriptors == ()
             facts = await client.diagnose()
             assert facts.missing_capabilities == ("net_admin",)
             await client.release(lease.lease)
@@ -62,12 +62,12 @@ def test_a_lease_owns_what_came_with_it(broker: Callable[[str], str]) -> None:
         # It outlives the connection.
         with lease:
             assert stat.S_ISFIFO(os.fstat(lease.hold.fileno()).st_mode)
-            numbers = {grant.fds[0].fileno() for grant in lease.grants}
+            numbers = {grant.descriptors[0].fileno() for grant in lease.grants}
             assert len(numbers) == 2
             assert all(stat.S_ISCHR(os.fstat(number).st_mode) for number in numbers)
             assert not any(os.get_inheritable(number) for number in numbers)
         assert lease.hold.closed
-        assert all(fd.closed for grant in lease.grants for fd in grant.fds)
+        assert all(fd.closed for grant in lease.grants for fd in grant.descriptors)
 
     asyncio.run(run())
 
@@ -79,8 +79,8 @@ def test_a_lease_grows_and_shrinks(broker: Callable[[str], str]) -> None:
         async with await BrokerClient.connect(broker("ok")) as client:
             lease = (await client.leases())[0].lease
             (grant,) = await client.add(lease, [TAP], interactive=False)
-            assert (grant.id, len(grant.fds)) == ("tap7", 1)
-            with grant.fds[0] as fd:
+            assert (grant.id, len(grant.descriptors)) == ("tap7", 1)
+            with grant.descriptors[0] as fd:
                 assert stat.S_ISCHR(os.fstat(fd.fileno()).st_mode)
             await client.drop(lease, ["tap7"])
             with pytest.raises(errors.NotFoundError) as caught:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is said of virtual functions by rtnetlink is well formed, by each pyroute2.
+"""What is said of virtual functions by rtnetlink is well formed, by each pyroute2; routes are read.
 
 The loopback interface has none, and its driver sets nothing: the kernel answers EOPNOTSUPP when it
 has found a setting in the message, and EINVAL when it has not (do_setvfinfo() in rtnetlink.c).
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from lab.stage import ROOT
+from sessionvirt_broker.routes import read_routes
 
 pytestmark = pytest.mark.kernel
 
@@ -63,3 +65,32 @@ def test_the_kernel_understands_what_is_set(debian: bool) -> None:  # noqa: FBT0
         "card": ["00:00:00:00:00:00", 0],
         "absent": True,
     }
+
+
+def test_every_route_is_read_as_the_kernel_has_it() -> None:
+    """Of every table; no default, no way to nowhere, none with several next hops."""
+    commands = [
+        *("link add rt0 type bridge", "link set rt0 up", "address add 192.0.2.33/27 dev rt0"),
+        *("address add 2001:db8:7::1/64 dev rt0 nodad", "route add blackhole 10.9.0.0/16"),
+        *("route add 10.8.0.0/16 dev rt0 table 77", "route add default dev rt0 table 77"),
+        "route add unreachable 2001:db8:9::/48",
+        *(f"route add 10.7.{number}.0/24 dev rt0" for number in range(200)),
+        *(f"route add 2001:db8:8:{number:x}::/64 dev rt0" for number in range(200)),
+        "route add 10.6.0.0/16 nexthop via 192.0.2.34 nexthop via 192.0.2.35",
+    ]
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), check=True, text=True)
+    try:
+        ifindex = socket.if_nametoindex("rt0")
+        found = {
+            version: {str(prefix) for prefix, index in read_routes(version) if index == ifindex}
+            for version in (4, 6)
+        }
+    finally:
+        subprocess.run(["ip", "link", "delete", "rt0"], check=True)
+        for version, prefix in (("-4", "10.9.0.0/16"), ("-6", "2001:db8:9::/48")):
+            subprocess.run(["ip", version, "route", "delete", prefix], check=True)
+    local4 = {"192.0.2.33/32", "192.0.2.63/32", "192.0.2.32/27"}
+    assert found[4] == local4 | {"10.8.0.0/16"} | {f"10.7.{number}.0/24" for number in range(200)}
+    wanted = {f"2001:db8:8:{number:x}::/64" for number in range(1, 200)}
+    assert found[6] >= wanted | {"2001:db8:8::/64", "2001:db8:7::/64", "2001:db8:7::1/128"}
+    assert all(one.startswith(("2001:db8:8:", "2001:db8:7:", "f")) for one in found[6])

@@ -24,6 +24,7 @@ module:
 ``capture``     what went through the TAPs, as a file when the test fails
 ``policy``      what may pass, by the documents: the kernel's rules are compared with it;
                 ``randomframes`` draws what is judged
+``throttled``   its traffic by the clock, and the limits of it
 ``guesttraffic`` what a guest says to the services of its network
 ``shells``      bash, zsh and fish at a terminal, where the command is a fake
 ``guest``       a Debian kernel with a busybox initramfs, which ``cpio`` writes

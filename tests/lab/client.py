@@ -34,6 +34,8 @@ PATH = "/org/sessionvirt/Broker1"
 INTERFACE = NAME
 LEASE_INTERFACE = f"{NAME}.Lease"
 ERROR = f"{NAME}.Error."
+#: Kinds of grants that are a guest's card.
+_CARDS = ("tap", "direct")
 #: For an answer of the broker; a test that waits longer has found something.
 SECONDS = 15.0
 
@@ -299,5 +301,6 @@ def _taps(grants: list[dict[str, Variant]], fds: list[int]) -> list[Tap]:
     taps = []
     for grant in grants:
         facts = {key: variant.value for key, variant in grant.items()}
-        taps.append(Tap([fds[index] for index in facts.pop("fds")], facts))
+        if facts["kind"] in _CARDS:
+            taps.append(Tap([fds[index] for index in facts.pop("fds")], facts))
     return taps

@@ -46,15 +46,17 @@ def errors() -> set[str]:
 def documented() -> dict[str, dict[str, str]]:
     """Key to type, as the comments say, of all that is answered as a dictionary.
 
-    ``grant`` is that of a TAP or macvtap device, ``pci`` that of a PCI device; ``requests`` are
-    those of a plan. A key that is there or not (network, bridge) is listed.
+    ``grant`` is that of a TAP or macvtap device, ``pci`` that of a PCI device,
+    ``bandwidth`` that of a limit; ``requests`` are those of a plan. A key that is there
+    or not (network, bridge) is listed.
     """
     text = FILE.read_text()
     grant = _between(text, "A grant of a TAP is a{sv} with", "A grant of")
     plan = _between(text, "         plan      verdict", "-->")
     found = {
         "grant": _table(grant),
-        "pci": _table(_between(text, "A grant of a PCI device is a{sv} with", "-->")),
+        "pci": _table(_between(text, "A grant of a PCI device is a{sv} with", "A grant of")),
+        "bandwidth": _table(_between(text, "A grant of a bandwidth is a{sv} with", "-->")),
         "plan": _table(" " * 19 + "verdict" + plan),
         "requests": _inline(_between(plan, "in order: kind", "steps "), "kind"),
         "networks": _inline(_between(text, "networks  each: name", "-->"), "name"),
@@ -73,7 +75,8 @@ def parameters() -> dict[str, dict[str, str]]:
     return {
         "tap": _table(_between(text, '"tap"  a TAP device', '"direct"')),
         "direct": _table(_between(text, '"direct"  a macvtap device', '"pci"')),
-        "pci": _table(_between(text, '"pci"  a PCI device', "A grant of")),
+        "pci": _table(_between(text, '"pci"  a PCI device', '"bandwidth"')),
+        "bandwidth": _table(_between(text, '"bandwidth"  how much', "A grant of")),
     }
 
 

@@ -220,10 +220,15 @@ def udp(source: str, target: str, ports: tuple[int, int], payload: bytes = b"") 
 
 
 def tcp(
-    source: str, target: str, ports: tuple[int, int], flags: int = 0x02, payload: bytes = b""
+    source: str,
+    target: str,
+    ports: tuple[int, int],
+    flags: int = 0x02,
+    payload: bytes = b"",
+    numbers: tuple[int, int] = (1000, 0),
 ) -> bytes:
-    """A segment; 0x02 is SYN (RFC 9293)."""
-    head = struct.pack("!HHIIBBHHH", *ports, 1000, 0, 5 << 4, flags, 65535, 0, 0)
+    """A segment; 0x02 is SYN (RFC 9293). Its numbers are its own and what it acknowledges."""
+    head = struct.pack("!HHIIBBHHH", *ports, *numbers, 5 << 4, flags, 65535, 0, 0)
     segment = head + payload
     found = _transport_checksum(source, target, TCP, segment)
     return segment[:16] + struct.pack("!H", found) + segment[18:]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from golden.cases import BINARY
-from sessionvirt.broker_data import Lease, PciGrant, TapGrant
-from sessionvirt.broker_requests import PciRequest, TapRequest
+from sessionvirt.broker_data import BandwidthGrant, Lease, PciGrant, TapGrant
+from sessionvirt.broker_requests import BandwidthRequest, PciRequest, TapRequest
 from sessionvirt.descriptors import Fd
 from sessionvirt.driver.hotplug import HotPlug
 from sessionvirt.model.domain import Domain, parse_domain
@@ -67,6 +67,8 @@ class World:
         self.mtu = 1500
         self.paths: list[str] = ["/lease"] if leased else []
         self.granted: dict[str, Grant] = {}
+        #: So many limits were given so far.
+        self.limits = 0
         self.returncode: int | None = None
         self.domain: Domain = parse_domain(XML.format(devices)).value
         lease = None
@@ -144,9 +146,16 @@ class World:
     def _answer(self, request: Request) -> Grant:
         if isinstance(request, PciRequest):
             return self._grant(request.address)
+        if isinstance(request, BandwidthRequest):
+            name = f"bandwidth{self.limits}"
+            self.limits += 1
+            limit = BandwidthGrant(
+                name, "bandwidth", request.tap, request.inbound, request.outbound
+            )
+            self.granted[name] = limit
+            return limit
         assert isinstance(request, TapRequest)
         name = f"tap{len(self.granted)}"
-        words = {"ifname": f"svt{len(self.granted):012x}", "altname": request.name or ""}
         queues = [self._fd("/dev/null") for _ in range(request.queues)]
         vhost = [self._fd("/dev/zero") for _ in range(request.queues if request.vhost else 0)]
         grant = self.granted[name] = TapGrant(
@@ -163,7 +172,8 @@ class World:
             vlan=request.vlan or 0,
             vhost_fds=tuple(vhost),
             vhost=bool(vhost),
-            **words,
+            ifname=f"svt{len(self.granted):012x}",
+            altname=request.name or "",
         )
         return grant
 

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.unit
 VDA = "<disk type='file'><source file='/a'/><target dev='vda'/></disk>"
 NIC = "<interface type='user'/>"
 LAN = "<interface type='bridge'><source bridge='b'/><vlan>{}</vlan></interface>"
+LIMITED = "<interface type='bridge'><source bridge='b'/><bandwidth>{}</bandwidth></interface>"
 VLAN = "4: /domain/devices/interface/vlan"
 HOSTDEV = (
     "<hostdev mode='subsystem' type='pci' managed='yes'>"
@@ -243,6 +244,39 @@ CONTRADICTIONS = {
             "<interface type='direct'><source dev='eth0'/><vlan><tag id='1'/></vlan></interface>"
         ),
         "4: /domain/devices/interface/vlan",
+    ),
+    "isolated from nobody": (
+        document("<interface type='user'><port isolated='yes'/></interface>"),
+        "4: /domain/devices/interface/port/@isolated",
+    ),
+    "a limit of what has no TAP": (
+        document(
+            "<interface type='user'><bandwidth><inbound average='1'/></bandwidth></interface>"
+        ),
+        "4: /domain/devices/interface/bandwidth",
+    ),
+    "a limit of a macvtap": (
+        document(
+            "<interface type='direct'><source dev='eth0'/>"
+            "<bandwidth><outbound average='1'/></bandwidth></interface>"
+        ),
+        "4: /domain/devices/interface/bandwidth",
+    ),
+    "a limit without an average": (
+        document(LIMITED.format("<inbound burst='1'/>")),
+        "4: /domain/devices/interface/bandwidth/inbound",
+    ),
+    "a limit beyond what there is": (
+        document(LIMITED.format("<outbound average='4000001'/>")),
+        "4: /domain/devices/interface/bandwidth/outbound/@average",
+    ),
+    "a peak below the average": (
+        document(LIMITED.format("<outbound average='2' peak='1'/>")),
+        "4: /domain/devices/interface/bandwidth/outbound/@peak",
+    ),
+    "a burst of minutes": (
+        document(LIMITED.format("<inbound average='1' burst='235'/>")),
+        "4: /domain/devices/interface/bandwidth/inbound/@burst",
     ),
     "interface name too long": (
         document(f"<interface type='bridge'><source bridge='{'b' * 16}'/></interface>"),

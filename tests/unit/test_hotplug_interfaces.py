@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sessionvirt.broker_requests import TapRequest
+from sessionvirt.broker_requests import BandwidthRequest, Rate, TapRequest
 from sessionvirt.driver import network
 from sessionvirt.driver.network import Joined
 from sessionvirt.errors import (
@@ -19,8 +19,10 @@ from sessionvirt.errors import (
     PermissionDeniedError,
     QemuError,
     SessionvirtError,
+    UsageError,
 )
 from sessionvirt.model.addresses import MacAddress
+from sessionvirt.model.bandwidth import Bandwidth, BandwidthRate
 from sessionvirt.model.hostdev import Hostdev, HostPlace
 from sessionvirt.model.interface import Interface, InterfaceType, LinkState, NicModel
 from sessionvirt.model.nic import NicDriver
@@ -418,3 +420,52 @@ def test_a_device_and_an_interface_share_places_and_lease() -> None:
         "acquire vm",
         "add asks nobody",
     ]
+
+
+def test_a_limit_is_taken_before_the_former_is_given_back() -> None:
+    world = World()
+
+    async def use() -> None:
+        plugs = world.hotplug
+        name = await plugs.attach(nic(mac=MAC), interactive=False)
+        world.said.clear()
+        for number in (1, 2):
+            await plugs.set_bandwidth(MAC, Rate(number), None, interactive=False)
+        assert world.said == ["add asks nobody"] * 2 + ["drop /lease bandwidth0"]
+        assert world.requests[-1] == BandwidthRequest("tap0", Rate(2), None)
+        (told,) = plugs.interfaces
+        assert (told.inbound, told.outbound) == (Rate(2), None)
+        world.said.clear()
+        await plugs.set_bandwidth(name, None, None, interactive=False)
+        assert world.said == ["drop /lease bandwidth1"]
+        with pytest.raises(NotFoundError):
+            await plugs.set_bandwidth("net9", Rate(1), None, interactive=False)
+        world.fails["add"] = PermissionDeniedError("a rule says no")
+        with pytest.raises(PermissionDeniedError):
+            await plugs.set_bandwidth(name, Rate(1), None, interactive=False)
+        assert plugs.interfaces[0].inbound is None
+
+    live(world, use)
+
+
+def test_what_comes_with_a_limit_has_it_before_the_guest_has_the_card() -> None:
+    world = World()
+    limits = Bandwidth(outbound=BandwidthRate(average=9, burst=64))
+
+    async def use() -> None:
+        await world.hotplug.attach(nic(bandwidth=limits), interactive=False)
+        assert world.said == ["add asks nobody", *ADDED]
+        assert world.requests[-1] == BandwidthRequest("tap0", None, Rate(9, 0, 64))
+
+    live(world, use)
+
+
+def test_a_user_mode_network_has_no_limit() -> None:
+    world = World(leased=False)
+
+    async def use() -> None:
+        name = await world.hotplug.attach(user(), interactive=False)
+        with pytest.raises(UsageError, match="cannot be limited"):
+            await world.hotplug.set_bandwidth(name, Rate(1), None, interactive=False)
+
+    live(world, use)

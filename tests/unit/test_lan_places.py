@@ -137,7 +137,8 @@ def test_the_record_of_a_broker_that_knew_no_vlan_is_good() -> None:
     """An upgrade leaves leases as they are, so their records are read by the next broker."""
     new = AttachTap("svt0", "br0", "fe:0", "52:0", 1500, "svt-x")
     old = {name: value for name, value in new.encode().items() if "vlan" not in name}
-    del old["bridge_ifindex"]
+    for later in ("bridge_ifindex", "isolated"):
+        del old[later]
     assert decode(old, {AttachTap.NAME: AttachTap}) == new
     for name in old:
         with pytest.raises(ValueError, match=r"tap-attach\.|unknown"):

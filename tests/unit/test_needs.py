@@ -12,12 +12,13 @@ import pytest
 
 from golden.cases import BINARY, parsed
 from sessionvirt.broker_data import TapGrant
-from sessionvirt.broker_requests import PciRequest, TapRequest
+from sessionvirt.broker_requests import BandwidthRequest, PciRequest, Rate, TapRequest
 from sessionvirt.descriptors import Fd
 from sessionvirt.driver import network, rehearsal
 from sessionvirt.driver.lease import broker_requests
 from sessionvirt.errors import NotFoundError
 from sessionvirt.model.addresses import MacAddress, PciAddress
+from sessionvirt.model.bandwidth import BandwidthRate
 from sessionvirt.model.domain import parse_domain
 from sessionvirt.model.interface import Interface, InterfaceType, NicModel
 from sessionvirt.model.needs import Need, NeedKind, PciNeed, interface_need, needs, pci_needs
@@ -50,12 +51,22 @@ def nic(queues: int = 1, **more: Any) -> Interface:
 
 def test_one_for_each_interface_in_order() -> None:
     mac = [interface.mac for interface in parsed("interfaces").value.interfaces]
+    limited = Need(
+        *(NeedKind.TAP, 0),
+        network="default",
+        mac=mac[0],
+        queues=2,
+        mtu=1400,
+        vhost=True,
+        inbound=BandwidthRate(average=1000, peak=5000, burst=5120),
+        outbound=BandwidthRate(average=128),
+    )
     assert needs(parsed("interfaces").value) == (
-        Need(NeedKind.TAP, 0, network="default", mac=mac[0], queues=2, mtu=1400, vhost=True),
+        limited,
         Need(NeedKind.TAP, 1, bridge="br0", vlan=42, mac=mac[1]),
         Need(NeedKind.USER, 2, mac=mac[2]),
         Need(NeedKind.USER, 3, mac=mac[3]),
-        Need(NeedKind.TAP, 4, bridge="br0", vlan=43, mac=mac[4]),
+        Need(NeedKind.TAP, 4, bridge="br0", vlan=43, mac=mac[4], isolated=True),
     )
 
 
@@ -113,8 +124,9 @@ def test_an_interface_of_the_host_is_asked_for_with_its_mode() -> None:
 
 def test_a_vlan_is_asked_for_with_its_bridge() -> None:
     requests = broker_requests(parsed("interfaces").value)
-    sent = [one.parameters() for one in requests]
+    sent = [one.parameters() for one in requests if isinstance(one, TapRequest)]
     assert [one.get("vlan") for one in sent] == [None, ("u", 42), ("u", 43)]
+    assert [one.get("isolated") for one in sent] == [None, None, ("b", True)]
     assert [one.get("bridge") for one in sent] == [None, ("s", "br0"), ("s", "br0")]
 
 
@@ -277,3 +289,18 @@ def test_a_rehearsal_knows_a_card_of_the_host_by_its_interface(
     nic = dataclasses.replace(domain.interfaces[0], rom_file=str(tmp_path / "absent"))
     with pytest.raises(NotFoundError, match=r"rom/@file: cannot use .*absent"):
         rehearsal.rehearse(dataclasses.replace(domain, interfaces=(nic,)), binary, Accelerator.TCG)
+
+
+def test_a_limit_names_its_tap_by_its_place_in_the_call() -> None:
+    text = """\
+<domain type='qemu'><name>one</name><memory>65536</memory><os><type machine='q35'>hvm</type></os>
+<devices><interface type='user'/><interface type='network'><source network='a'/></interface>
+<interface type='bridge'><source bridge='b'/><bandwidth><inbound average='0'/>
+<outbound average='9' floor='1'/></bandwidth></interface>
+<hostdev type='pci'><source><address bus='3' slot='0'/></source></hostdev></devices></domain>
+"""
+    domain = parse_domain(text)
+    assert [unknown.path.rpartition("/")[2] for unknown in domain.unknown] == ["@floor"]
+    asked = broker_requests(domain.value)
+    assert [one.kind for one in asked] == ["tap", "tap", "pci", "bandwidth"]
+    assert asked[-1] == BandwidthRequest("tap1", None, Rate(9))

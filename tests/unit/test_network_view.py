@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionvirt.broker_data import LeaseInfo, NetworkInfo, PciGrant, TapGrant
+from sessionvirt.broker_data import (
+    BandwidthGrant,
+    LeaseInfo,
+    NetworkInfo,
+    PciGrant,
+    Rate,
+    TapGrant,
+)
 from sessionvirt.cli.networkview import lines, named, plain, view
 from sessionvirt.cli.output import moment, one_line
 from sessionvirt.errors import NotFoundError
@@ -209,6 +216,7 @@ def test_the_shape_for_programs() -> None:
                     "out_packets": 4_000,
                 },
                 "drops": {"mac": 3, "arp": 0, "dhcp": 1},
+                "limit": None,
             }
         ],
     }  # fmt: skip
@@ -313,3 +321,21 @@ def test_a_moment_that_is_none_is_a_number(seconds: int) -> None:
 def test_a_rate_has_a_prefix(number: int, words: str) -> None:
     counted = {"svt01": (NOW, Traffic(number, 0, 0, 0))}
     assert f"  {words} 0 p/s" in lines(seen(lease(tap()), counted=counted), WIDE)[5]
+
+
+def test_the_limit_in_force_is_with_its_interface() -> None:
+    former, other = (
+        BandwidthGrant(f"bandwidth{n}", "bandwidth", on, Rate(n), None)
+        for n, on in ((1, "tap0"), (5, "tap4"))
+    )
+    newest = BandwidthGrant("bandwidth2", "bandwidth", "tap0", Rate(2000), Rate(500, 700))
+    shown = seen(lease(tap(), former, newest, other))
+    text = " ".join(" ".join(lines(shown, WIDE)).split())
+    assert "limit: in 2 MB/s (16 Mbit/s); out 500 kB/s (4 Mbit/s), peak 700 kB/s" in text
+    (interface,) = json.loads(json.dumps(plain(shown)))["interfaces"]
+    assert interface["limit"] == {
+        "inbound": {"average": 2000, "peak": 0, "burst": 0},
+        "outbound": {"average": 500, "peak": 700, "burst": 0},
+    }
+    (interface,) = plain(seen(lease(tap(), other)))["interfaces"]  # type: ignore[misc]
+    assert interface["limit"] is None

@@ -146,6 +146,17 @@ def test_a_record_of_the_last_edition_is_read() -> None:
         ('ipv4 = "10.1.0.1/24"\ndhcp_options.66 = "a b"', 3, "at most 200"),
         ('ipv4 = "10.1.0.1/24"\ndhcp_options.66 = "a\\ndhcp-script=x"', 3, "at most 200"),
         ('ipv4 = "10.1.0.1/24"\ndhcp_options.66 = 7', 3, "at most 200"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.3 = "foo"', 3, "must be IPv4 addresses"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.42 = "10.1.0.1,"', 3, "must be IPv4 addresses"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.6 = "fe80::1"', 3, "must be IPv4 addresses"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.33 = "10.2.0.0"', 3, "pairs"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.19 = "yes"', 3, "from 0 to 255"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.22 = "65536"', 3, "from 0 to 65535"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.2 = "4294967296"', 3, "from 0 to 4294967295"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.121 = "10.2.0.0/33,10.1.0.1"', 3, "routes"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.224 = "1,2"', 3, "one number"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.224 = "10.0.0.300"', 3, "one number"),
+        ('ipv4 = "10.1.0.1/24"\ndhcp_options.43 = "1"', 3, "hexadecimal"),
         ('ipv4 = "10.1.0.1/24"\ndns.a = "x"', 3, "an address"),
         ('ipv4 = "10.1.0.1/24"\ndns.a = "fe80::1%eth0"', 3, "an address"),
         ('ipv4 = "10.1.0.1/24"\n[network.lab.dns]\n"a,b" = "10.1.0.2"', 4, "a name of"),
@@ -183,6 +194,13 @@ def test_what_is_refused_and_where(lines: str, line: int, reason: str) -> None:
 def test_static_hosts_that_are_refused(host: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         read(f'[network.lab]\nipv4 = "10.1.0.1/24"\nipv6 = "fd00::1/64"\n{host}\n')
+
+
+def test_so_many_networks_are_possible_and_no_more() -> None:
+    tables = [f'[network.n{n}]\nipv4 = "10.{n // 128}.{n % 128}.1/24"\n' for n in range(257)]
+    assert len(read("".join(tables[:256]))) == 256
+    with pytest.raises(ConfigurationError, match=r"toml:513: .*257 networks, and at most 256"):
+        read("".join(tables))
 
 
 @pytest.mark.parametrize("name", ["private", "u0", "u1000", "toolonganame", "A"])

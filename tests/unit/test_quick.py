@@ -12,6 +12,7 @@ from sessionvirt.cli.arguments import parser
 from sessionvirt.cli.definition import load_domain
 from sessionvirt.errors import DefinitionError, NotFoundError, UsageError
 from sessionvirt.model.addresses import PciAddress
+from sessionvirt.model.bandwidth import BandwidthRate
 from sessionvirt.model.devices import CharType, DiskFormat
 from sessionvirt.model.domain import dump_domain, parse_domain
 from sessionvirt.model.interface import InterfaceType
@@ -162,3 +163,30 @@ def test_an_interface_of_the_command_line_has_a_mode(disk: Path) -> None:
     ):
         with pytest.raises(UsageError, match="cannot be said after 'eth0'"):
             load("--direct", f"eth0,{text}")
+
+
+def test_an_interface_of_the_command_line_is_isolated_and_limited(disk: Path) -> None:
+    def load(*words: str) -> Domain:
+        return load_domain(parser().parse_args(["run", *words, str(disk)]))
+
+    for words in (["--network", "lab,isolated,queues=4"], ["--bridge=br0,queues=4,isolated"]):
+        (nic,) = load(*words).interfaces
+        assert (nic.isolated, nic.queues, nic.bandwidth) == (True, 4, None)
+    assert "<port isolated='yes'/>" in dump_domain(load("--network=lab,isolated"))
+    domain = load("--network", "lab", "--limit-inbound", "10M,burst=1M", "--limit-outbound=8Mbit")
+    limits = domain.interfaces[0].bandwidth
+    assert limits is not None
+    assert limits.inbound == BandwidthRate(average=10_000, burst=1024)
+    assert limits.outbound == BandwidthRate(average=1000)
+    assert parse_domain(dump_domain(domain), strict=True).value == domain
+    for words in (
+        ["--network=user,isolated"],
+        ["--limit-inbound=1M"],
+        ["--network=none", "--limit-outbound=1M"],
+        ["--direct=eth0", "--limit-outbound=1M"],
+        ["--direct=eth0,isolated"],
+        ["--network=lab,isolated=1"],
+        ["--network=lab", "--limit-inbound=fast"],
+    ):
+        with pytest.raises(UsageError):
+            load(*words)

@@ -7,6 +7,7 @@ that the unit shows the file, is proved in the test host.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -255,3 +256,31 @@ def test_one_that_does_not_come_is_nobodys_choice_until_it_is_there(
     assert host.choose(one) == "vfio-pci"
     host.load("mlx5_vfio_pci", "pci:mlx5_vfio_pci")
     assert host.choose(one) == "mlx5_vfio_pci"
+
+
+def test_what_does_not_come_costs_less_each_time(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody waits meanwhile: ten seconds once, then half a second after ever longer pauses."""
+    clock = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    played = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
+    monkeypatch.setattr(vfio_module, "time", played)
+    waited = []
+    for _ in range(9):
+        begin = clock[0]
+        assert not host.vfio.load_variant(NIC, "mlx5_vfio_pci")
+        waited.append(round(clock[0] - begin, 1))
+        begin = clock[0]
+        while not host.vfio.may_load("mlx5_vfio_pci"):
+            assert not host.vfio.load_variant(NIC, "mlx5_vfio_pci")  # at once
+            clock[0] += 30
+        waited.append(clock[0] - begin)
+    assert waited[::2] == [10.0] + [0.5] * 8
+    assert waited[1::2] == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    host.load("mlx5_vfio_pci", "pci:mlx5_vfio_pci")
+    assert host.vfio.load_variant(NIC, "mlx5_vfio_pci")
+    assert host.vfio.may_load("mlx5_vfio_pci")

@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     _add_devices(verbs.add_parser("devices", help=text, description=_sentence(text)))
     text = "end a machine, also another user's, and take back what it has of this host"
     _add_reclaim(verbs.add_parser("reclaim", help=text, description=_sentence(text)))
+    text = "show or change how much a running machine receives and sends in a second"
+    _add_limit(verbs.add_parser("limit", help=text, description=_sentence(text)))
     for name, text in (
         ("leases", "list what your running machines hold of this host"),
         ("doctor", "check what this host can do, and say what to do where it cannot"),
@@ -117,6 +119,28 @@ def _add_reclaim(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "vm", metavar="VM", help="the machine's name, or the beginning of its lease's"
+    )
+    parser.add_argument(
+        "--interface",
+        metavar="N|MAC",
+        help="which one, counted from 0, or by its MAC address (default: the only one)",
+    )
+    for way, words in (("inbound", "receives"), ("outbound", "sends")):
+        parser.add_argument(
+            f"--{way}",
+            metavar="RATE[,peak=RATE][,burst=SIZE]",
+            help=f"what it {words}: bytes a second, like 10M, or bits, like 80Mbit, or 'none'; it "
+            "stays as it is where this is left out",
+        )
+    parser.add_argument(
+        "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
+    _add_json(parser)
+
+
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     _add_json(form)
@@ -146,12 +170,12 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
     network = quick.add_mutually_exclusive_group()
     network.add_argument(
         "--network",
-        metavar="NAME[,queues=N]",
+        metavar="NAME[,queues=N][,isolated]",
         help="a managed network, 'user' (default), or 'none'",
     )
     network.add_argument(
         "--bridge",
-        metavar="BRIDGE[,vlan=ID][,queues=N]",
+        metavar="BRIDGE[,vlan=ID][,queues=N][,isolated]",
         help="a bridge that the administrator permits",
     )
     network.add_argument(
@@ -160,6 +184,12 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
         help="an interface of this host that the administrator permits, without a bridge; the mode "
         "is 'bridge' (default), 'private' or 'vepa'",
     )
+    for way, words in (("inbound", "receives"), ("outbound", "sends")):
+        quick.add_argument(
+            f"--limit-{way}",
+            metavar="RATE[,peak=RATE][,burst=SIZE]",
+            help=f"what it {words} in a second, at most: bytes, like 10M, or bits, like 80Mbit",
+        )
     quick.add_argument(
         "--pci",
         action="append",

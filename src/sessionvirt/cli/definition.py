@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sessionvirt.model.addresses import PciAddress
+    from sessionvirt.model.bandwidth import Bandwidth
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.quick import QuickNetwork
 
@@ -23,7 +24,8 @@ __all__ = ["load_domain"]
 
 #: Options that describe a machine without XML.
 _QUICK: Final = (
-    "name", "memory", "vcpus", "network", "bridge", "direct", "pci", "kernel", "initrd", "append",
+    "name", "memory", "vcpus", "network", "bridge", "direct", "limit_inbound", "limit_outbound",
+    "pci", "kernel", "initrd", "append",
 )  # fmt: skip
 #: No definition is longer; a disk image given by mistake is not read whole.
 _MAX_XML: Final = 4 << 20
@@ -55,7 +57,7 @@ def load_domain(args: argparse.Namespace) -> Domain:
 def _from_xml(args: argparse.Namespace) -> Domain:
     from sessionvirt.model.domain import parse_domain
 
-    extra = [f"--{name}" for name in _QUICK if getattr(args, name) is not None]
+    extra = [f"--{name.replace('_', '-')}" for name in _QUICK if getattr(args, name) is not None]
     if extra:
         raise UsageError(
             f"{', '.join(extra)} cannot be combined with an XML definition",
@@ -72,23 +74,79 @@ def _networks(args: argparse.Namespace) -> tuple[QuickNetwork, ...]:
     from sessionvirt.model.nic import MAX_QUEUES
     from sessionvirt.model.quick import QuickNetwork
 
+    limits = _limits(args)
     if args.bridge is not None:
         known = {"vlan": 4094, "queues": MAX_QUEUES}
-        bridge, numbers = _numbers("--bridge", args.bridge, known)
+        text, isolated = _isolated(args.bridge)
+        bridge, numbers = _numbers("--bridge", text, known)
         return (
-            QuickNetwork(bridge=bridge, vlan=numbers.get("vlan"), queues=numbers.get("queues", 1)),
+            QuickNetwork(
+                bridge=bridge,
+                vlan=numbers.get("vlan"),
+                queues=numbers.get("queues", 1),
+                isolated=isolated,
+                bandwidth=limits,
+            ),
         )
     if args.direct is not None:
+        if limits is not None:
+            raise _cannot_be_limited("--direct")
         return (_direct(args.direct),)
-    name, numbers = _numbers("--network", args.network or "user", {"queues": MAX_QUEUES})
+    text, isolated = _isolated(args.network or "user")
+    name, numbers = _numbers("--network", text, {"queues": MAX_QUEUES})
     queues = numbers.get("queues", 1)
+    if name in ("none", "user") and isolated:
+        raise UsageError(
+            f"--network {name} has nobody to be isolated from",
+            advice="write a managed network, or --bridge",
+        )
     if name in ("none", "user") and queues > 1:
         raise UsageError(
             f"--network {name} has no queues", advice="write a managed network, or --bridge"
         )
+    if name in ("none", "user") and limits is not None:
+        raise _cannot_be_limited(f"--network {name}")
     if name == "none":
         return ()
-    return (QuickNetwork(network=None if name == "user" else name, queues=queues),)
+    network = None if name == "user" else name
+    return (QuickNetwork(network, queues=queues, isolated=isolated, bandwidth=limits),)
+
+
+def _isolated(text: str) -> tuple[str, bool]:
+    """Take the word ``isolated`` out of what follows a name."""
+    name, *words = text.split(",")
+    rest = [word for word in words if word != "isolated"]
+    return ",".join((name, *rest)), len(rest) < len(words)
+
+
+def _limits(args: argparse.Namespace) -> Bandwidth | None:
+    """Read both limits.
+
+    :raise UsageError: one is no rate.
+    """
+    if args.limit_inbound is None and args.limit_outbound is None:
+        return None
+    from sessionvirt.model.bandwidth import Bandwidth, BandwidthRate
+
+    from .rates import parse_rate
+
+    def read(option: str, text: str | None) -> BandwidthRate | None:
+        if text is None:
+            return None
+        rate = parse_rate(option, text)
+        return BandwidthRate(average=rate.average, peak=rate.peak or None, burst=rate.burst or None)
+
+    return Bandwidth(
+        inbound=read("--limit-inbound", args.limit_inbound),
+        outbound=read("--limit-outbound", args.limit_outbound),
+    )
+
+
+def _cannot_be_limited(option: str) -> UsageError:
+    return UsageError(
+        f"--limit-inbound and --limit-outbound do not go with {option}",
+        advice="write --network and a managed network's name, or --bridge",
+    )
 
 
 def _direct(text: str) -> QuickNetwork:

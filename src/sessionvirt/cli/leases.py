@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sessionvirt.broker_client import BrokerClient
-from sessionvirt.broker_data import PciGrant
+from sessionvirt.broker_data import BandwidthGrant, PciGrant
 
 from . import status
 from .output import moment, print_json, print_table, say
+from .rates import limit_words
 
 if TYPE_CHECKING:
     import argparse
@@ -76,9 +77,13 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
         name = f"{grant.name} and {others} more" if others else grant.name
         on = f"PCI group {grant.group}" + (f", VLAN {grant.vlan}" if grant.vlan else "")
         return on, grant.address, grant.mac, name
+    if isinstance(grant, BandwidthGrant):
+        return f"{grant.tap}, a limit", "", "", limit_words(grant)
     on = grant.network or grant.bridge or grant.device
     if grant.mode:
         on = f"{on} {grant.mode}"
     if grant.vlan:
         on = f"{on} VLAN {grant.vlan}"
+    if grant.isolated:
+        on = f"{on} isolated"
     return on, grant.ifname, grant.mac, " ".join((*grant.ipv4, *grant.ipv6))

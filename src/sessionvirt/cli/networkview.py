@@ -15,10 +15,11 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from sessionvirt.broker_data import TapGrant
+from sessionvirt.broker_data import BandwidthGrant, TapGrant
 from sessionvirt.errors import NotFoundError
 
 from .output import moment, one_line, paint
+from .rates import limit_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,6 +55,16 @@ class Interface:
     user: str
     totals: Traffic | None
     rates: Traffic | None
+
+    @property
+    def limit(self) -> BandwidthGrant | None:
+        """The one in force; None: there is none."""
+        found = [
+            grant
+            for grant in self.lease.grants
+            if isinstance(grant, BandwidthGrant) and grant.tap == self.tap.id
+        ]
+        return found[-1] if found else None
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,15 @@ def _plain(interface: Interface) -> dict[str, object]:
         "totals": asdict(interface.totals) if interface.totals else None,
         "rates": asdict(interface.rates) if interface.rates else None,
         "drops": lease.drops,
+        "limit": _plain_limit(interface.limit),
     }
+
+
+def _plain_limit(limit: BandwidthGrant | None) -> dict[str, object] | None:
+    if limit is None:
+        return None
+    ways = {"inbound": limit.inbound, "outbound": limit.outbound}
+    return {way: asdict(rate) if rate is not None else None for way, rate in ways.items()}
 
 
 def lines(shown: View, width: int) -> list[str]:
@@ -232,7 +251,10 @@ def _drops(interface: Interface) -> str:
 
 def _identity(interface: Interface) -> str:
     tap = interface.tap
-    return " ".join((tap.ifname, tap.mac, *tap.ipv4, *tap.ipv6, *filter(None, (tap.dns,))))
+    limited = interface.limit
+    words = (f"limit: {limit_words(limited)}",) if limited is not None else ()
+    names = filter(None, (tap.dns,))
+    return " ".join((tap.ifname, tap.mac, *tap.ipv4, *tap.ipv6, *names, *words))
 
 
 def _paragraph(interface: Interface, width: int) -> list[str]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from sessionvirt.broker_requests import Rate
     from sessionvirt.host.kvm import Kvm
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.interface import HostPci
@@ -353,6 +354,27 @@ class VirtualMachine:
         :raise SessionvirtError: as :meth:`.hotplug.HotPlug.set_link` says.
         """
         await self._plugs("change a link").set_link(which, up=up)
+
+    async def set_bandwidth(
+        self,
+        which: str,
+        *,
+        inbound: Rate | None,
+        outbound: Rate | None,
+        interactive: bool | None = None,
+    ) -> None:
+        """Limit what an interface receives and sends in a second, from now on. No connection of the
+        guest's is lost by it. The definition stays as it is.
+
+        :param which: its id, or its MAC address.
+        :param inbound: None: as much as comes; likewise ``outbound``.
+        :param interactive: the broker may show a prompt; by default as the settings say.
+        :raise StateError: the machine does not run.
+        :raise SessionvirtError: as :meth:`.hotplug.HotPlug.set_bandwidth` says.
+        """
+        asks = self.settings.interactive if interactive is None else interactive
+        plugs = self._plugs("limit an interface")
+        await plugs.set_bandwidth(which, inbound, outbound, interactive=asks)
 
     def _plugs(self, what: str) -> HotPlug:
         require(self._state, DomainState.RUNNING, DomainState.PAUSED, what=what)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_client import BrokerClient
     from sessionvirt.broker_data import Grant as Told
     from sessionvirt.broker_data import Lease
-    from sessionvirt.broker_requests import Request
+    from sessionvirt.broker_requests import Rate, Request
     from sessionvirt.qemu.process import Child
     from sessionvirt.qemu.qmp import Monitor
 
@@ -167,6 +167,17 @@ class Grants:
             if self._child.returncode is None:
                 raise
             raise StateError("QEMU ended before it had the device") from error
+
+    async def limit(
+        self, grant: Grant, inbound: Rate | None, outbound: Rate | None, *, interactive: bool
+    ) -> None:
+        """Limit a TAP's traffic, in the place of whatever limit it has."""
+        from .limits import set_limit
+
+        async with await self._broker() as client:
+            await set_limit(
+                client, grant.lease, grant.id, inbound, outbound, interactive=interactive
+            )
 
     # --- giving back
 

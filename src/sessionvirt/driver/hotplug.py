@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sessionvirt.broker_data import Lease
-    from sessionvirt.broker_requests import PciRequest
+    from sessionvirt.broker_requests import PciRequest, Rate
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.interface import HostPci
@@ -228,6 +228,20 @@ class HotPlug:
         :raise QemuError: QEMU refuses.
         """
         await self._interfaces.set_link(which, up=up)
+
+    async def set_bandwidth(
+        self, which: str, inbound: Rate | None, outbound: Rate | None, *, interactive: bool
+    ) -> None:
+        """Limit what an interface receives and sends, in the place of the limit that it has.
+
+        :param which: its id, or its MAC address.
+        :param interactive: the broker may show a prompt.
+        :raise NotFoundError: the machine has no such interface.
+        :raise UsageError: it has no TAP.
+        :raise SessionvirtError: whatever the broker says; the former limit is in force then.
+        """
+        async with self._turn:
+            await self._interfaces.set_bandwidth(which, inbound, outbound, interactive=interactive)
 
     def see(self, event: Event) -> None:
         """Note an event of QEMU."""

@@ -19,12 +19,12 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from sessionvirt.errors import BusyError, NotFoundError, SessionvirtError
+from sessionvirt.errors import BusyError, NotFoundError, SessionvirtError, UsageError
 from sessionvirt.model.check import check_interface
 from sessionvirt.model.interface import LinkState
 from sessionvirt.model.needs import NeedKind, interface_need, needs
 
-from .lease import tap_request
+from .lease import rate_of, tap_request
 from .network import Joined, join_user, tap_wiring
 from .slots import Plugged
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from sessionvirt.broker_data import TapGrant
+    from sessionvirt.broker_requests import Rate
     from sessionvirt.model.addresses import MacAddress
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.interface import Interface
@@ -60,6 +61,7 @@ class NetworkInterface:
     :param definition: the element that it was made by.
     :param up: whether its cable is in.
     :param tap: what the broker says of it, without descriptors; None: a user-mode network.
+    :param inbound: how much it receives in a second; None: as much as comes. Likewise ``outbound``.
     """
 
     id: str
@@ -67,6 +69,8 @@ class NetworkInterface:
     mac: MacAddress
     up: bool
     tap: TapGrant | None
+    inbound: Rate | None = None
+    outbound: Rate | None = None
 
 
 class _PluggedInterface(Plugged):
@@ -91,11 +95,11 @@ class _PluggedInterface(Plugged):
         super().__init__(interface.id, interface.mac, place)
         self.interface = interface
         self._home = home
-        self._grant = grant
+        self.grant = grant
         self._helper = helper
 
     def gone(self) -> asyncio.Task[None]:
-        return self._home.give_back(self.id, self._grant, self._helper)
+        return self._home.give_back(self.id, self.grant, self._helper)
 
 
 class Interfaces:
@@ -212,6 +216,12 @@ class Interfaces:
             async with self._grants.taking(request, interactive=interactive) as taken:
                 assert isinstance(taken.told, TapGrant)
                 wiring = tap_wiring(need, taken.told, handed_over, vhost=self._vhost)
+                inbound, outbound = rate_of(need.inbound), rate_of(need.outbound)
+                if inbound is not None or outbound is not None:
+                    # It goes with the TAP.
+                    await self._grants.limit(
+                        taken.grant, inbound, outbound, interactive=interactive
+                    )
                 yield Joined(wiring, taken.told), taken.grant
 
     async def _make(self, plug: Plug, given: dict[int, str], *, down: bool) -> None:
@@ -259,11 +269,33 @@ class Interfaces:
 
     async def set_link(self, which: str, *, up: bool) -> None:
         """Plug the cable in, or pull it out; as of :meth:`.hotplug.HotPlug.set_link`."""
+        one = self._find(which)
+        await self._monitor.execute("set_link", {"name": one.id, "up": up})
+        one.interface = dataclasses.replace(one.interface, up=up)
+
+    async def set_bandwidth(
+        self, which: str, inbound: Rate | None, outbound: Rate | None, *, interactive: bool
+    ) -> None:
+        """Limit its traffic; as of :meth:`.hotplug.HotPlug.set_bandwidth`."""
+        one = self._find(which)
+        tap = one.interface.tap
+        if one.grant is None or tap is None or tap.kind != "tap":
+            raise UsageError(
+                f"the traffic of {one.id} cannot be limited",
+                evidence=f"it is of the type {one.interface.definition.type}",
+                advice="only that of an interface on a network or bridge can",
+            )
+        await self._grants.limit(one.grant, inbound, outbound, interactive=interactive)
+        one.interface = dataclasses.replace(one.interface, inbound=inbound, outbound=outbound)
+
+    def _find(self, which: str) -> _PluggedInterface:
+        """The one that is meant.
+
+        :raise NotFoundError: the machine has no such interface.
+        """
         for one in self._mine():
             if one.there and which in (one.id, one.other):
-                await self._monitor.execute("set_link", {"name": one.id, "up": up})
-                one.interface = dataclasses.replace(one.interface, up=up)
-                return
+                return one
         had = ", ".join(f"{one.id} ({one.mac})" for one in self.there)
         raise NotFoundError(
             f"the machine has no interface {which}",
@@ -277,4 +309,9 @@ def _told(
 ) -> NetworkInterface:
     if tap is not None:
         tap = dataclasses.replace(tap, fds=(), vhost_fds=())
-    return NetworkInterface(name, nic, wiring.mac, nic.link is LinkState.UP, tap)
+    limits = nic.bandwidth
+    return NetworkInterface(
+        *(name, nic, wiring.mac, nic.link is LinkState.UP, tap),
+        inbound=rate_of(limits.inbound) if limits is not None else None,
+        outbound=rate_of(limits.outbound) if limits is not None else None,
+    )

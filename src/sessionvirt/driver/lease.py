@@ -17,12 +17,13 @@ from sessionvirt.qemu.process import describe_exit
 
 if TYPE_CHECKING:
     from sessionvirt.broker_client import BrokerClient
-    from sessionvirt.broker_requests import DirectRequest, Request, TapRequest
+    from sessionvirt.broker_requests import DirectRequest, Rate, Request, TapRequest
+    from sessionvirt.model.bandwidth import BandwidthRate
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.needs import Need
     from sessionvirt.qemu.process import Child
 
-__all__ = ["broker_requests", "connect_broker", "let_lock_memory", "tap_request"]
+__all__ = ["broker_requests", "connect_broker", "let_lock_memory", "rate_of", "tap_request"]
 
 
 async def connect_broker(bus_address: str | None) -> BrokerClient:
@@ -50,7 +51,12 @@ def broker_requests(
     devices = pci_needs(domain)
     if not taps and not devices:
         return ()
-    from sessionvirt.broker_requests import FDS_PER_ANSWER, FDS_PER_DEVICE, PciRequest
+    from sessionvirt.broker_requests import (
+        FDS_PER_ANSWER,
+        FDS_PER_DEVICE,
+        BandwidthRequest,
+        PciRequest,
+    )
 
     # And the hold.
     needed = 1 + sum(need.queues for need in taps) + FDS_PER_DEVICE * len(devices)
@@ -77,7 +83,22 @@ def broker_requests(
             )
             for need in devices
         ),
+        # A TAP of the same call is known by its place in it.
+        *(
+            BandwidthRequest(f"tap{place}", rate_of(need.inbound), rate_of(need.outbound))
+            for place, need in enumerate(taps)
+            if need.inbound is not None or need.outbound is not None
+        ),
     )
+
+
+def rate_of(said: BandwidthRate | None) -> Rate | None:
+    """A rate of a definition as the broker is told it."""
+    if said is None or not said.average:
+        return None
+    from sessionvirt.broker_requests import Rate
+
+    return Rate(said.average, said.peak or 0, said.burst or 0)
 
 
 def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest | DirectRequest:
@@ -102,6 +123,7 @@ def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest | DirectReq
         network=need.network,
         bridge=need.bridge,
         vlan=need.vlan,
+        isolated=need.isolated,
         mac=need.mac,
         queues=need.queues,
         vhost=wanted and need.queues <= room,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from .bandwidth import check_bandwidth
 from .devices import (
     Cache,
     CharType,
@@ -39,6 +40,8 @@ MAX_NAME_BYTES: Final = 255
 #: One, and as many others as its request to the broker can name.
 MAX_HOSTDEVS: Final = 33
 _VLANS: Final = range(1, 4095)
+#: What the broker gives a TAP for.
+_TAPS: Final = (InterfaceType.NETWORK, InterfaceType.BRIDGE)
 #: NUL, and what Python makes of bytes that are not UTF-8.
 _UNSPEAKABLE: Final = re.compile("[\0\ud800-\udfff]")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -201,6 +204,18 @@ def check_interface(nic: Interface) -> None:
         _emulated_interface(nic)
     if nic.vlan is not None:
         _vlan(nic, nic.vlan)
+    if nic.isolated and nic.type not in _TAPS:
+        nic.at("port/@isolated").refuse(
+            f"does not go with type='{nic.type}'",
+            "Write type='network' or type='bridge', or leave <port> out.",
+        )
+    if nic.bandwidth is not None:
+        check_bandwidth(nic.bandwidth)
+        if nic.type not in _TAPS and any(nic.bandwidth.rates):
+            nic.at("bandwidth").refuse(
+                f"the traffic of an interface with type='{nic.type}' is not limited here",
+                "Write type='network' or type='bridge', or leave <bandwidth> out.",
+            )
 
 
 def _mode(nic: Interface) -> None:

@@ -16,6 +16,7 @@ from sessionvirt.xmlmap import Element, attr, child, children, mapped
 from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Text, YesNo
 
 from .addresses import parse_mac
+from .bandwidth import Bandwidth
 from .devices import ORDER, Device
 from .hostdev import Hostdev, HostPlace
 from .nic import NicDriver
@@ -95,6 +96,7 @@ class Interface(Device):
     :param vlan: where silent, with the type hostdev, what an administrator has set; on a bridge,
         its default one.
     :param rom_bar: as of a host device, with every type, and so is ``rom_file``.
+    :param isolated: nothing passes between it and other interfaces there that are so.
     :param target: what people call the TAP, whose first name is the broker's.
     """
 
@@ -110,6 +112,8 @@ class Interface(Device):
     managed: bool = attr("@managed", YesNo, default=False)
     source: HostPlace | None = child("source/address", HostPlace)
     vlan: Vlan | None = child("vlan", Vlan)
+    bandwidth: Bandwidth | None = child("bandwidth", Bandwidth)
+    isolated: bool = attr("port/@isolated", YesNo, default=False)
     mac: MacAddress | None = attr("mac/@address", Mac)
     model: NicModel | None = attr("model/@type", Choice(NicModel))
     driver: NicDriver | None = child("driver", NicDriver)

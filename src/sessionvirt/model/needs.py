@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from .bandwidth import Bandwidth
 from .interface import DirectMode, Interface, InterfaceType, NicModel, host_devices
 from .nic import NicBackend
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .addresses import MacAddress, PciAddress
+    from .bandwidth import BandwidthRate
     from .domain import Domain
     from .interface import HostPci
 
@@ -46,6 +48,9 @@ class Need:
     :param vhost: True: the host's kernel has to move its packets; False: it must not, or the model
         knows no such thing; None: it may.
     :param name: what people call the TAP; None: nothing of their own.
+    :param isolated: the TAP is apart from others there that are so.
+    :param inbound: how much the guest receives in a second; None: as much as comes. Likewise
+        ``outbound``.
     """
 
     kind: NeedKind
@@ -60,6 +65,9 @@ class Need:
     mtu: int | None = None
     vhost: bool | None = False
     name: str | None = None
+    isolated: bool = False
+    inbound: BandwidthRate | None = None
+    outbound: BandwidthRate | None = None
 
 
 def needs(domain: Domain) -> tuple[Need, ...]:
@@ -77,6 +85,11 @@ def interface_need(nic: Interface, index: int) -> Need:
         return Need(NeedKind.USER, index, mac=nic.mac, mtu=nic.mtu)
     backend = nic.driver.name if nic.driver is not None else None
     vhost = None if backend is None else backend is NicBackend.VHOST
+    limits = nic.bandwidth or Bandwidth()
+    inbound, outbound = (
+        rate if rate is not None and rate.average else None
+        for rate in (limits.inbound, limits.outbound)
+    )
     return Need(
         NeedKind.TAP,
         index,
@@ -90,6 +103,9 @@ def interface_need(nic: Interface, index: int) -> Need:
         mtu=nic.mtu,
         vhost=vhost if nic.model is NicModel.VIRTIO else False,
         name=nic.name,
+        isolated=nic.isolated,
+        inbound=inbound,
+        outbound=outbound,
     )
 
 

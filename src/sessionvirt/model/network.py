@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from .dhcpoptions import option_fault
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -176,6 +178,8 @@ def option_problem(number: int, text: str) -> str:
         return "this number is not for you to set"
     if not _OPTION_TEXT.fullmatch(text):
         return "the value may have letters, digits and . _ : / @ + , - only, 200 at most"
+    if fault := option_fault(number, text):
+        return f"the value {fault}"
     return ""
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .addresses import PciAddress
+    from .bandwidth import Bandwidth
 
 __all__ = ["QuickDisk", "QuickNetwork", "disk_format", "quick_domain"]
 
@@ -72,6 +73,8 @@ class QuickNetwork:
     :param vlan: on the bridge.
     :param device: the host's interface that it shares.
     :param mode: how; with ``device``.
+    :param isolated: apart from others there that are so; on a network or bridge.
+    :param bandwidth: how much it receives and sends in a second; not for user mode, nor ``device``.
     """
 
     network: str | None = None
@@ -80,6 +83,8 @@ class QuickNetwork:
     vlan: int | None = None
     device: str | None = None
     mode: DirectMode = DirectMode.BRIDGE
+    isolated: bool = False
+    bandwidth: Bandwidth | None = None
 
 
 def disk_format(path: Path) -> DiskFormat:
@@ -181,6 +186,8 @@ def _interface(network: QuickNetwork) -> Interface:
         model=NicModel.VIRTIO,
         driver=NicDriver(queues=network.queues) if network.queues > 1 else None,
         vlan=Vlan(tags=(VlanTag(id=network.vlan),)) if network.vlan is not None else None,
+        isolated=network.isolated,
+        bandwidth=network.bandwidth,
     )
 
 
