@@ -54,7 +54,7 @@ def test_the_file_has_what_it_should() -> None:
         "requests": 4,
         "networks": 9,
         "devices": 14,
-        "leases": 9,
+        "leases": 10,
         "facts": 13,
     }
     assert len(errors()) == 15

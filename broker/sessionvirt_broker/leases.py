@@ -36,6 +36,7 @@ from .steps import carry_out
 from .takeover import Judge
 from .tally import Tally
 from .undo import Undo
+from .upkeep import Upkeep
 from .wire import Fields
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Leases:
         self._shared = SharedResources(host, journal, kinds, self._undo)
         self._tally = Tally()
         self._allowance = Allowance()
-        self.listing = Listing(host, self._undo, self._held)
+        self.upkeep = Upkeep(host.firewall.kept, lambda: host.firewall.port)
+        self.listing = Listing(host, self._undo, self._held, lambda: self.upkeep.degraded)
 
     # Section: questions
 
@@ -448,9 +450,10 @@ class Leases:
                 self._count(lease, name)
         try:
             self._host.firewall.adopt(adopted.taps, adopted.networks, adopted.macvtaps)
-        except HostFailure:
+        except HostFailure as error:
             # Nothing new is given then, but what there is can be given back.
             log.exception("the firewall could not be taken over")
+            self.upkeep.failed(str(error))
 
     # Section: small things
 

@@ -252,6 +252,7 @@ class LeaseInfo:
         "asked" after one.
     :param drops: frames that the filter dropped, by reason.
     :param process: QEMU's, where it was let lock memory; else 0.
+    :param degraded: why the filter of its interfaces may not be there; empty: it is.
     """
 
     lease: str
@@ -263,6 +264,7 @@ class LeaseInfo:
     grants: tuple[Grant, ...]
     drops: Mapping[str, int]
     process: int
+    degraded: str = ""
 
     @property
     def name(self) -> str:
@@ -422,6 +424,8 @@ def read_lease(fields: Fields) -> LeaseInfo:
         grants=tuple(read_grant(row, None) for row in fields.rows("grants")),
         drops=fields.counters("drops"),
         process=fields.number("process"),
+        # An older broker does not say it.
+        degraded=fields.text("degraded") if fields.has("degraded") else "",
     )
 
 
