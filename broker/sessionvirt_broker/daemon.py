@@ -219,6 +219,7 @@ class Daemon:
             self._broker.custody.host_changed(concerned, routes=changes.routes)
 
     def _heard_rules(self, watch: RuleWatch) -> None:
+        self._leases.obstacles.outdated()
         self._mending.heard(watch.changes(self._host.firewall.port))
 
     def _heard_devices(self, watch: UeventWatch) -> None:

@@ -307,6 +307,18 @@ class Firewall:
                 found[str(entry["elem"]["val"])] = int(entry["elem"]["counter"]["packets"])
         return found
 
+    def networks(self) -> frozenset[NetworkRules]:
+        """The managed networks that are up."""
+        return frozenset(self._networks)
+
+    def listed_terse(self, what: str, which: object) -> list[dict[str, Any]]:
+        """What nft lists of anybody's; of a whole table without the elements of its sets."""
+        self._nft.set_terse_output(what == "table")
+        try:
+            return self._list(what, which)
+        finally:
+            self._nft.set_terse_output(False)
+
     def foreign_forward_drops(self) -> list[str]:
         """``family table chain`` of others' forward hooks whose policy is drop."""
         return [

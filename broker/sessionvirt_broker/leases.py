@@ -31,6 +31,7 @@ from .lease import Acquired, Granted, Lease, grant_id, kind_word
 from .limits import Share, check
 from .listing import Listing
 from .memlock import Allowance, process_of, raise_limit
+from .obstacles import Obstacles
 from .shared import SharedResources
 from .steps import carry_out
 from .takeover import Judge
@@ -82,6 +83,7 @@ class Leases:
         self._tally = Tally()
         self._allowance = Allowance()
         self.upkeep = Upkeep(host.firewall.kept, lambda: host.firewall.port)
+        self.obstacles = Obstacles(host, lambda: self._leases.values())
         self.listing = Listing(host, self._undo, self._held, lambda: self.upkeep.degraded)
 
     # Section: questions

@@ -273,6 +273,25 @@ class LeaseInfo:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """A rule of somebody else's that stops a guest's packets; the contract says what each means."""
+
+    lease: str
+    vm: str
+    bridge: str
+    traffic: str
+    ip: int
+    family: str
+    table: str
+    chain: str
+    handle: int
+    hook: str
+    priority: int
+    verdict: str
+    certainty: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Facts about the host as the broker sees it; the contract says what each means."""
 
@@ -289,6 +308,7 @@ class Diagnosis:
     tun: bool
     configuration: str
     foreign_forward_drops: tuple[str, ...]
+    legacy_tables: tuple[str, ...] = ()
 
 
 def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
@@ -445,4 +465,25 @@ def read_diagnosis(fields: Fields) -> Diagnosis:
         tun=fields.flag("tun"),
         configuration=fields.text("configuration"),
         foreign_forward_drops=fields.texts("foreign_forward_drops"),
+        # An older broker does not say it.
+        legacy_tables=fields.texts("legacy_tables") if fields.has("legacy_tables") else (),
+    )
+
+
+def read_obstacle(fields: Fields) -> Obstacle:
+    """Read one row of ListObstacles."""
+    return Obstacle(
+        lease=fields.path("lease"),
+        vm=fields.text("vm"),
+        bridge=fields.text("bridge"),
+        traffic=fields.text("traffic"),
+        ip=fields.number("ip"),
+        family=fields.text("family"),
+        table=fields.text("table"),
+        chain=fields.text("chain"),
+        handle=fields.number("handle", "t"),
+        hook=fields.text("hook"),
+        priority=fields.number("priority", "i"),
+        verdict=fields.text("verdict"),
+        certainty=fields.text("certainty"),
     )

@@ -55,11 +55,10 @@ def parser() -> argparse.ArgumentParser:
     _add_devices(verbs.add_parser("devices", help=text, description=_sentence(text)))
     text = "end a machine, also another user's, and take back what it has of this host"
     _add_reclaim(verbs.add_parser("reclaim", help=text, description=_sentence(text)))
-    for name, text in (
-        ("leases", "list what your running machines hold of this host"),
-        ("doctor", "check what this host can do, and say what to do where it cannot"),
-    ):
-        _add_json(verbs.add_parser(name, help=text, description=_sentence(text)))
+    text = "list what your running machines hold of this host"
+    _add_json(verbs.add_parser("leases", help=text, description=_sentence(text)))
+    text = "check what this host can do, and say what to do where it cannot"
+    _add_doctor(verbs.add_parser("doctor", help=text, description=_sentence(text)))
     return top
 
 
@@ -115,6 +114,16 @@ def _add_reclaim(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
     )
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "vm",
+        nargs="?",
+        metavar="VM",
+        help="of machines that run only this one: which rule of another firewall stops its packets",
+    )
+    _add_json(parser)
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
