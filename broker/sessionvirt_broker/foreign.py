@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .passing import about, matches, value_of
+from .passing import LIKELY, about, matches, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,10 +194,13 @@ class Walk:
         except (AttributeError, KeyError, TypeError, ValueError):
             self._doubt = True  # a form that this edition does not know
             return ""
-        for verdict, truth in outcomes:
-            certain = sure and truth is True
+        for verdict, found in outcomes:
+            truth = found
             if truth is False:
                 continue
+            if truth == LIKELY:
+                self._doubt, truth = True, True
+            certain = sure and truth is True
             ((word, what),) = verdict.items()
             end = "return" if word == "return" else ""
             if word in ("drop", "reject"):

@@ -3,9 +3,10 @@
 
 A packet here is a description: what is not known of it is None, and then so is what a rule asks of
 that. No packet is sent. The rules are others', as libnftables-json(5) has them; of iptables' own
-extensions (``xt``) there is only the name, so that each is unknown, but for two that every firewall
-has: a comment is no condition, and connection tracking lets answers through, and drops what is
-invalid, which a guest's packets are not.
+extensions (``xt``) there is only the name, so that each is unknown, but for what every firewall has
+them for: a comment is no condition; connection tracking lets answers through, and drops what is
+invalid, which a guest's packets are not; and what is asked about the receiver of what came *for*
+the host is whether that is the host (``LIKELY``).
 
 Pure: knows no host, and never raises for what it does not understand.
 """
@@ -15,12 +16,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-__all__ = ["Guest", "Packet", "Truth", "about", "matches", "packets", "value_of"]
+__all__ = ["LIKELY", "Guest", "Packet", "Truth", "about", "matches", "packets", "value_of"]
 
+LIKELY: Final = "likely"
 #: None: unknown.
-Truth = bool | None
+Truth = bool | None | Literal["likely"]
 
 #: Somebody outside, whom no private range and no list of bogons has. Nothing is sent there.
 OUTSIDE: Final = {4: "1.1.1.1", 6: "2606:4700:4700::1111"}
@@ -133,8 +135,8 @@ def about(packet: Packet, expressions: Sequence[Any], *, drops: bool, sets: Mapp
         truth = _condition(packet, one, drops=drops, sets=sets)
         if truth is False:
             return False
-        if truth is None:
-            result = None
+        if truth is None or (truth == LIKELY and result is not None):
+            result = truth
     return result
 
 
@@ -155,6 +157,8 @@ def _condition(packet: Packet, one: Any, *, drops: bool, sets: Mapping[str, Any]
         return True
     if extension.get("name") in ("conntrack", "state"):
         return False if drops else True if packet.state == "established" else None
+    if extension.get("name") == "addrtype" and packet.oif is None and not drops:
+        return LIKELY
     return None
 
 

@@ -198,6 +198,16 @@ def test_ufw_as_iptables_writes_it() -> None:
     assert ruleset.stops() == [("out", "FORWARD", 0, "likely")]
 
 
+def test_what_came_for_the_host_is_its_own_to_ufw() -> None:
+    """By addrtype, of which there is only the name: LOCAL, MULTICAST, BROADCAST, else a drop."""
+    ruleset = Ruleset()
+    ruleset.chain("ufw-not-local", *[[ADDRTYPE, COUNTER, {"return": None}]] * 3, [COUNTER, DROP])
+    ruleset.chain("ufw-user-input", [payload("udp", "dport", 53), ACCEPT])
+    chains = [[jump("ufw-not-local")], [jump("ufw-user-input")]]
+    ruleset.chain("INPUT", *chains, hook="input", policy="drop")
+    assert ruleset.stops() == [("dhcp", "INPUT", 0, "likely")]
+
+
 def test_firewalld_as_it_writes_it() -> None:
     ruleset = Ruleset("inet", "firewalld")
     ruleset.chain("filter_FORWARD_POLICIES", [meta("iifname", "svn_*"), jump("zone")],
