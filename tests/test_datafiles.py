@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.stage import ROOT
+from sessionvirt_broker.networkconfig import BRIDGE_PREFIX
 
 pytestmark = pytest.mark.unit
 
@@ -322,3 +323,26 @@ def test_no_privileged_module_takes_a_shell_or_a_callers_text() -> None:
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 assert name not in ("eval", "exec", "system", "popen", "getaddrinfo", "loads_yaml")
+
+
+# firewalld
+
+
+def test_the_zone_has_our_bridges_and_lets_in_what_a_network_offers() -> None:
+    zone = ET.parse(ROOT / "systemd/firewalld/sessionvirt.xml").getroot()
+    assert (zone.tag, zone.get("target")) == ("zone", "ACCEPT")
+    names = [one.get("name", "") for one in zone.iter("interface")]
+    assert names == ["svn_+"]
+    assert names[0].removesuffix("+") == BRIDGE_PREFIX
+    assert {one.get("name") for one in zone.iter("service")} == {"dhcp", "dhcpv6", "dns"}
+    assert {one.get("value") for one in zone.iter("protocol")} == {"icmp", "ipv6-icmp"}
+    # Behind these and in front of the target, for the host itself.
+    (rule,) = zone.iter("rule")
+    assert rule.get("priority") == "32767"
+    assert [one.tag for one in rule] == ["reject"]
+
+
+def test_firewalld_finds_the_zone_by_its_name() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        shared = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    assert shared["systemd/firewalld/sessionvirt.xml"] == "lib/firewalld/zones/sessionvirt.xml"

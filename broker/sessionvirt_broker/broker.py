@@ -311,6 +311,13 @@ class Broker:
         options.finish()
         return await self._worker.run(self._leases.listing.leases, _whose(call.caller.uid))
 
+    async def list_obstacles(self, call: Call, options: Fields) -> list[dict[str, object]]:
+        """ListObstacles."""
+        vm = vm_name(options) if options.has("vm") else None
+        options.finish()
+        uid = _whose(call.caller.uid)
+        return await self._worker.run(self._leases.obstacles.rows, uid, vm)
+
     async def diagnose(self, options: Fields) -> dict[str, object]:
         """Diagnose."""
         options.finish()

@@ -39,13 +39,17 @@ from .kinds import STEPS, resource_kinds
 from .leases import Leases
 from .limits import Usage
 from .linkwatch import LinkWatch
+from .mending import Mending
 from .netlink import Links
+from .rulewatch import RuleWatch
 from .service import NAME, Service
 from .ueventwatch import UeventWatch
 from .vfio import Vfio
 from .worker import Worker
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from .dnsmasq import Keeper
 
 log = logging.getLogger(__name__)
@@ -69,6 +73,7 @@ class Daemon:
         self._config = ConfigFile(paths.config)
         kinds = resource_kinds(_machine_id(), paths.aliases, replaceable=_is_service())
         self._leases = Leases(self._host, Journal(paths.records, boot_id(), STEPS), kinds.all)
+        self._mending = Mending(self._worker, self._leases.upkeep)
         self._networks = kinds.networks
         usage = Usage(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
         self._broker = Broker(
@@ -104,6 +109,7 @@ class Daemon:
             contextlib.closing(self._broker.custody.holds),
             contextlib.closing(LinkWatch()) as links,
             contextlib.closing(UeventWatch()) as devices,
+            _rule_watch() as rules,
         ):
             for lease, read_end in await self._worker.run(self._leases.reconcile):
                 self._broker.custody.holds.add(lease, read_end)
@@ -111,6 +117,9 @@ class Daemon:
             loop.add_reader(self._broker.custody.holds.fileno(), self._broker.custody.holds_ended)
             loop.add_reader(links.fileno(), self._heard, links)
             loop.add_reader(devices.fileno(), self._heard_devices, devices)
+            if rules is not None:
+                loop.add_reader(rules.fileno(), self._heard_rules, rules)
+            self._mending.wait()
             self._broker.custody.persist()
             await self._bus.connect(self._service.on_message, self._service.on_fault)
             if not await self._bus.own(NAME):
@@ -136,6 +145,7 @@ class Daemon:
                 seconds = None if self._told else _LAST_CALLS_SECONDS
                 answered = await self._service.settle(cancel=self._told, seconds=seconds)
                 await self._broker.custody.settle()
+                await self._mending.settle()
                 if answered and self._replaced:
                     return EXIT_SUCCESSOR
                 if answered and (self._told or not self._is_needed()):
@@ -150,6 +160,7 @@ class Daemon:
                 if not await self._bus.own(NAME):
                     return 0
                 self._broker.custody.persist()
+                self._mending.wait()
                 self._restart_idle()
         finally:
             lost.cancel()
@@ -207,6 +218,10 @@ class Daemon:
         if concerned or changes.routes:
             self._broker.custody.host_changed(concerned, routes=changes.routes)
 
+    def _heard_rules(self, watch: RuleWatch) -> None:
+        self._leases.obstacles.outdated()
+        self._mending.heard(watch.changes(self._host.firewall.port))
+
     def _heard_devices(self, watch: UeventWatch) -> None:
         changes = watch.changes()
         watched = self._leases.watched()
@@ -221,6 +236,15 @@ def run(paths: Paths, keeper: Keeper | None, idle_seconds: float) -> int:
         return await Daemon(paths, keeper, idle_seconds).run()
 
     return asyncio.run(serve())
+
+
+def _rule_watch() -> AbstractContextManager[RuleWatch | None]:
+    """Where the kernel has no nfnetlink there are no rules either, but devices may be."""
+    try:
+        return contextlib.closing(RuleWatch())
+    except OSError as error:
+        log.warning("changes of the firewall's rules will not be heard of: %s", error)
+        return contextlib.nullcontext()
 
 
 def _is_service() -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,20 @@ def facts(host: Host, config: ConfigFile) -> dict[str, object]:
         "tun": _can_open(DEVICE),
         "configuration": configuration,
         "foreign_forward_drops": tuple(host.firewall.foreign_forward_drops()),
+        "legacy_tables": _legacy_tables(),
     }
+
+
+def _legacy_tables() -> tuple[str, ...]:
+    """The tables of iptables-legacy, which nft does not list; the kernel tells root only."""
+    found: list[str] = []
+    for version, path in (("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")):
+        try:
+            text = Path("/proc/net", path).read_text(encoding="ascii", errors="replace")
+        except OSError:
+            continue  # the module is not loaded
+        found += [f"{version} {name}" for name in text.split() if re.fullmatch("[a-z0-9_]+", name)]
+    return tuple(found)
 
 
 def boot_id() -> str:

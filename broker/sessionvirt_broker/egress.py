@@ -21,11 +21,13 @@ it and ended the lease; to older ones it has no permission left, for a set's key
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .chains import chains, client
 from .errors import HostFailure
+from .wholetable import Outline, additions, is_whole, outline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,6 +91,12 @@ table netdev sessionvirt {{
 }
 """
 )
+#: In front of them where they take the place of what is there.
+_REPLACE = """
+table netdev sessionvirt
+delete table netdev sessionvirt
+"""
+_OUTLINE = outline(EGRESS_RULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +180,37 @@ class Egress:
                 raise HostFailure("the host refused to remove firewall elements")
         self._devices.pop(rules.ifname, None)
 
+    tables = frozenset({(FAMILY, TABLE)})
+
+    def intact(self) -> bool:
+        """Whether everything that should be in the table is there."""
+        if not self._devices:
+            return True
+        guards = {(FAMILY, ifname): 1 for ifname in self._present()}
+        fixed = Outline({**_OUTLINE.rules, **guards}, _OUTLINE.sets)
+        elements = [(FAMILY, *one) for rules in self._devices.values() for one in rules.elements()]
+        return is_whole(self._list("table", {"family": FAMILY, "name": TABLE}), fixed, elements)
+
     def restore(self) -> None:
-        """Where somebody flushed the ruleset and devices are there: put all of it back."""
-        if self._devices and self._chains() is None:
-            self._rebuild()
+        """Put back what should be there, in one transaction; no devices: leave it as it is.
+
+        :raise HostFailure: somebody else's table has our name, or nft refused it.
+        """
+        if not self._devices:
+            return
+        if self._chains() is not None:
+            self._refuse_foreign()
+        elements = [one for rules in self._devices.values() for one in rules.elements()]
+        text = _REPLACE + EGRESS_RULES + additions(FAMILY, TABLE, elements)
+        # Names are the broker's own; wholetable.py had the same ones in the elements.
+        text += "".join(map(_guard, self._present()))
+        if not self._load(text):
+            raise HostFailure("the host refused the rules of a macvtap device")
+
+    def _present(self) -> list[str]:
+        """The guarded devices that are there: nft refuses all, where one chain has no device."""
+        there = {name for _, name in socket.if_nameindex()}
+        return sorted(self._guarded & self._devices.keys() & there)
 
     def remove(self) -> None:
         """Delete the table, where it is ours.
@@ -223,6 +258,12 @@ class Egress:
             commands += _base_chain(ifname)
         if not self._run(commands):
             raise HostFailure("the host refused the rules of a macvtap device")
+
+
+def _guard(ifname: str) -> str:
+    """As :func:`_base_chain`, for the text."""
+    hook = f'type filter hook egress device "{ifname}" priority 0; policy drop;'
+    return f"table {FAMILY} {TABLE} {{ chain {ifname} {{ {hook} goto from_guest; }}; }}\n"
 
 
 def _named(name: str) -> dict[str, object]:

@@ -3,7 +3,8 @@
 
 Elements go to libnftables as JSON with numeric values only, so that nothing in them is looked up,
 expanded or resolved there. What should be in the tables is kept here; where somebody flushed the
-ruleset, the next change puts all of it back.
+ruleset, ``upkeep.py`` hears of it, or the next change does, and all of it goes back
+(``wholetable.py``).
 
 Never touched: other tables, and a table of our name that does not carry our marker.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +24,14 @@ from .errors import HostFailure
 from .networkconfig import Mode
 from .policer import Policer
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
+from .rulewatch import port_of_libnftables
+from .wholetable import additions, has_fixed_part, is_whole, outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .egress import MacvtapRules
+    from .upkeep import Kept
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,7 @@ _INET_SETS = (
     *("open_bridges", "gateways4", "gateways6", "uplinks", "uplinks6"),
 )
 _UPLINKS = {4: "uplinks", 6: "uplinks6"}
+_OUTLINE = outline(RULESET)
 
 
 class TablesState(enum.StrEnum):
@@ -146,8 +152,12 @@ def link_local(mac: str) -> ipaddress.IPv6Address:
 class Firewall:
     """The libnftables context of the worker thread, and what the tables should hold."""
 
+    tables = frozenset({_BRIDGE, _INET})
+
     def __init__(self) -> None:
         self._context: Any = None
+        #: The netlink port of the context, its descriptor and inode; read by the loop, too.
+        self._socket = (-1, -1, -1)
         self._taps: dict[str, TapRules] = {}
         self._networks: set[NetworkRules] = set()
         self._uplinks: dict[int, frozenset[int]] = {}
@@ -155,6 +165,15 @@ class Firewall:
         self.egress = Egress(self._load, self._run, self._list)
         #: The table of limits, likewise.
         self.policer = Policer(self._run, self._list)
+
+    def kept(self) -> tuple[Kept, ...]:
+        """All that is put back where somebody takes it away."""
+        return (self, self.egress, self.policer)
+
+    @property
+    def port(self) -> int:
+        """The netlink port that the kernel knows our changes by; -1: nothing was changed yet."""
+        return self._socket[0]
 
     @property
     def _nft(self) -> Any:
@@ -164,6 +183,16 @@ class Firewall:
             self._context = nftables.Nftables()
             self._context.set_json_output(True)
         return self._context
+
+    def _know_port(self) -> None:
+        """libnftables opens its socket anew after some errors: then it has another port."""
+        _, descriptor, inode = self._socket
+        try:
+            known = descriptor >= 0 and os.fstat(descriptor).st_ino == inode
+        except OSError:
+            known = False
+        if not known:
+            self._socket = port_of_libnftables()
 
     def state(self) -> TablesState:
         """What is there under our name. PRESENT: both tables, with our marker.
@@ -281,6 +310,18 @@ class Firewall:
                 found[str(entry["elem"]["val"])] = int(entry["elem"]["counter"]["packets"])
         return found
 
+    def networks(self) -> frozenset[NetworkRules]:
+        """The managed networks that are up."""
+        return frozenset(self._networks)
+
+    def listed_terse(self, what: str, which: object) -> list[dict[str, Any]]:
+        """What nft lists of anybody's; of a whole table without the elements of its sets."""
+        self._nft.set_terse_output(what == "table")
+        try:
+            return self._list(what, which)
+        finally:
+            self._nft.set_terse_output(False)
+
     def foreign_forward_drops(self) -> list[str]:
         """``family table chain`` of others' forward hooks whose policy is drop."""
         return [
@@ -289,13 +330,33 @@ class Firewall:
             if chain.get("hook") == "forward" and chain.get("policy") == "drop"
         ]
 
-    def _rebuild(self) -> None:
-        state = self.state()
-        if state is TablesState.FOREIGN:
+    def intact(self) -> bool:
+        """Whether everything that should be in both tables is there."""
+        if not (self._taps or self._networks):
+            return True
+        elements = [(family, *one) for (family, _), added in self._wanted() for one in added]
+        return is_whole(self._everything(), _OUTLINE, elements)
+
+    def restore(self) -> None:
+        """Put back what should be there, in one transaction; nothing: leave it as it is.
+
+        :raise HostFailure: somebody else's table has our name, or nft refused it.
+        """
+        if not (self._taps or self._networks):
+            return
+        if self.state() is TablesState.FOREIGN:
             raise HostFailure("the host has a foreign nft table named sessionvirt")
-        # One of the two may be there, or an earlier edition: the text replaces both.
-        if state is TablesState.ABSENT and not self._load(RULESET):
-            raise HostFailure("the host refused the fixed firewall rules")
+        self._put_back()
+
+    def _put_back(self) -> None:
+        text = RULESET
+        for table, elements in self._wanted():
+            text += additions(*table, elements)
+        if not self._load(text):
+            raise HostFailure("the host refused the firewall's rules")
+
+    def _wanted(self) -> list[tuple[tuple[str, str], list[tuple[str, object]]]]:
+        """All elements, by table."""
         taps = [element for rules in self._taps.values() for element in rules.elements()]
         networks = [element for rules in self._networks for element in rules.elements()]
         uplinks = [
@@ -303,6 +364,27 @@ class Firewall:
             for version, indexes in self._uplinks.items()
             for index in sorted(indexes)
         ]
+        return [(_BRIDGE, taps), (_INET, [*networks, *uplinks])]
+
+    def _everything(self) -> list[dict[str, Any]]:
+        return [item for table in (_BRIDGE, _INET) for item in self._list("table", _table(table))]
+
+    def _rebuild(self) -> None:
+        state = self.state()
+        if state is TablesState.FOREIGN:
+            raise HostFailure("the host has a foreign nft table named sessionvirt")
+        if state is TablesState.PRESENT and has_fixed_part(self._everything(), _OUTLINE):
+            self._refill()
+        else:
+            # One of the two may be there, or an earlier edition: the text replaces both.
+            self._put_back()
+        for other in (self.egress, self.policer):
+            if not other.intact():
+                other.restore()
+
+    def _refill(self) -> None:
+        """The elements anew, in one transaction; what was counted stays counted."""
+        wanted = self._wanted()
         # Maps are flushed by the same name as sets in nft's JSON, but for "owners".
         flushes: Commands = [
             {"flush": {"map" if name == "owners" else "set": _named(table, name)}}
@@ -313,14 +395,10 @@ class Firewall:
         commands: Commands = [
             *flushes,
             *_commands("delete", _BRIDGE, self._forgotten()),
-            *_commands("add", _BRIDGE, taps),
-            *_commands("add", _INET, networks),
-            *_commands("add", _INET, uplinks),
+            *(one for table, added in wanted for one in _commands("add", table, added)),
         ]
         if not self._run(commands):
             raise HostFailure("the host refused the firewall's elements")
-        self.egress.restore()
-        self.policer.restore()
 
     def _forgotten(self) -> list[tuple[str, object]]:
         """The counters of TAPs that are not there any more; the others go on counting."""
@@ -347,8 +425,10 @@ class Firewall:
             raise HostFailure("the host refused to remove firewall elements")
 
     def _load(self, text: str) -> bool:
-        # PRIVILEGE: CAP_NET_ADMIN; the only texts that nft parses, and they are constants.
+        # PRIVILEGE: CAP_NET_ADMIN; the only texts that nft parses: constants, and behind them
+        # elements that wholetable.py spells.
         code, _, message = self._nft.cmd(text)
+        self._know_port()
         if code:
             log.error("nft refused the fixed rules: %s", message)
         return bool(code == 0)
@@ -356,6 +436,7 @@ class Firewall:
     def _run(self, commands: Commands) -> bool:
         # PRIVILEGE: CAP_NET_ADMIN; JSON made from validated numbers, one transaction.
         code, _, message = self._nft.json_cmd({"nftables": commands})
+        self._know_port()
         if code:
             log.warning("nft: %s", str(message).strip().replace("\n", " ")[:400])
         return bool(code == 0)
@@ -366,6 +447,10 @@ class Firewall:
             return []
         items = output.get("nftables", [])
         return [item for item in items if isinstance(item, dict) and "metainfo" not in item]
+
+
+def _table(table: tuple[str, str]) -> dict[str, object]:
+    return {"family": table[0], "name": table[1]}
 
 
 def _named(table: tuple[str, str], name: str) -> dict[str, object]:

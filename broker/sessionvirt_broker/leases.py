@@ -31,11 +31,13 @@ from .lease import Acquired, Granted, Lease, grant_id, kind_word
 from .limits import Share, check
 from .listing import Listing
 from .memlock import Allowance, process_of, raise_limit
+from .obstacles import Obstacles
 from .shared import SharedResources
 from .steps import carry_out
 from .takeover import Judge
 from .tally import Tally
 from .undo import Undo
+from .upkeep import Upkeep
 from .wire import Fields
 
 if TYPE_CHECKING:
@@ -80,7 +82,9 @@ class Leases:
         self._shared = SharedResources(host, journal, kinds, self._undo)
         self._tally = Tally()
         self._allowance = Allowance()
-        self.listing = Listing(host, self._undo, self._held)
+        self.upkeep = Upkeep(host.firewall.kept, lambda: host.firewall.port)
+        self.obstacles = Obstacles(host, lambda: self._leases.values())
+        self.listing = Listing(host, self._undo, self._held, lambda: self.upkeep.degraded)
 
     # Section: questions
 
@@ -448,9 +452,10 @@ class Leases:
                 self._count(lease, name)
         try:
             self._host.firewall.adopt(adopted.taps, adopted.networks, adopted.macvtaps)
-        except HostFailure:
+        except HostFailure as error:
             # Nothing new is given then, but what there is can be given back.
             log.exception("the firewall could not be taken over")
+            self.upkeep.failed(str(error))
         try:
             self._host.throttle.adopt(adopted.limits, self._host.links, self._host.firewall.policer)
         except HostFailure:

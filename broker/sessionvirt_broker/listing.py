@@ -30,12 +30,20 @@ class Listing:
     """The lists.
 
     :param held: every lease that is held, asked anew each time.
+    :param degraded: why the firewall's rules may not be there; empty: they are.
     """
 
-    def __init__(self, host: Host, undo: Undo, held: Callable[[], Iterable[Held]]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        undo: Undo,
+        held: Callable[[], Iterable[Held]],
+        degraded: Callable[[], str],
+    ) -> None:
         self._host = host
         self._undo = undo
         self._held = held
+        self._degraded = degraded
         #: As they were listed, and the ids of the records that wait.
         self._releasing: dict[str, tuple[dict[str, object], frozenset[str]]] = {}
 
@@ -48,7 +56,9 @@ class Listing:
             dropped: Counter[str] = Counter()
             for facts in grants:
                 dropped.update(drops.get(str(facts.get("ifname")), {}))
-            listed.append(_row(lease, grants, "held", dict(dropped)))
+            filtered = any(facts.get("ifname") for facts in grants)
+            row = _row(lease, grants, "held", dict(dropped))
+            listed.append({**row, "degraded": self._degraded() if filtered else ""})
         self.forget()
         rows = (row for row, _ in self._releasing.values())
         return listed + [row for row in rows if uid in (None, row["uid"])]
@@ -115,4 +125,5 @@ def _row(
         "grants": [{**facts, "fds": []} for facts in grants],
         "drops": drops,
         "process": process.pid if process else 0,
+        "degraded": "",
     }

@@ -18,6 +18,8 @@ Never touched: a table of that name without the marker.
 
 from __future__ import annotations
 
+import socket
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from .errors import HostFailure
@@ -91,18 +93,36 @@ class Policer:
                 raise HostFailure("the host refused to remove a limit of the firewall")
         self._rates.pop(ifname, None)
 
+    tables = frozenset({(FAMILY, TABLE)})
+
+    def intact(self) -> bool:
+        """Whether the chain of each limited TAP that is there is, with its rules."""
+        if not self._rates:
+            return True
+        listed = self._list("table", {"family": FAMILY, "name": TABLE})
+        rules = Counter(item["rule"]["chain"] for item in listed if "rule" in item)
+        return all(rules[name] == len(_limits(self._rates[name])) for name in self._present())
+
     def restore(self) -> None:
-        """Where somebody flushed the ruleset and TAPs are limited: put all of it back."""
-        if self._rates and self._chains() is None:
+        """Put back what should be there, in one transaction; no limits: leave it as it is.
+
+        :raise HostFailure: somebody else's table has our name, or nft refused it.
+        """
+        if self._rates:
             self._rebuild()
+
+    def _present(self) -> list[str]:
+        """The limited TAPs that are there: nft refuses all, where one chain has no device."""
+        there = {name for _, name in socket.if_nameindex()}
+        return sorted(self._rates.keys() & there)
 
     def _rebuild(self) -> None:
         self._refuse_foreign()
         commands: Commands = [*_table(), {"delete": {"table": {"family": FAMILY, "name": TABLE}}}]
         if self._rates:
             commands += _table()
-        for ifname, rate in self._rates.items():
-            commands += [*_chain(ifname), *_rules(ifname, rate)]
+        for ifname in self._present():
+            commands += [*_chain(ifname), *_rules(ifname, self._rates[ifname])]
         if not self._run(commands):
             raise HostFailure("the host refused the limits of the firewall")
 
@@ -141,13 +161,16 @@ def _chain(ifname: str) -> Commands:
 def _rules(ifname: str, rate: Rate) -> Commands:
     """In the place of those that the chain has."""
     rule = {"family": FAMILY, "table": TABLE, "chain": ifname}
-    limits = [_over(rate.bytes, rate.burst * 1024)]
-    if rate.peak_bytes > rate.bytes:
-        limits.insert(0, _over(rate.peak_bytes, 0))
     return [
         {"flush": {"chain": _named(ifname)}},
-        *({"add": {"rule": {**rule, "expr": [limit, {"drop": None}]}}} for limit in limits),
+        *({"add": {"rule": {**rule, "expr": [limit, {"drop": None}]}}} for limit in _limits(rate)),
     ]
+
+
+def _limits(rate: Rate) -> list[dict[str, object]]:
+    """What a frame must not be over, a rule each."""
+    average = _over(rate.bytes, rate.burst * 1024)
+    return [_over(rate.peak_bytes, 0), average] if rate.peak_bytes > rate.bytes else [average]
 
 
 def _over(rate: int, burst: int) -> dict[str, object]:

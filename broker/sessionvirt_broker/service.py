@@ -58,6 +58,8 @@ _SIGNATURES = {
     "fds": "ah",
     "steps": "a(ss)",
     "drops": "a{st}",
+    "handle": "t",
+    "priority": "i",
     "requests": "aa{sv}",
     "grants": "aa{sv}",
 }
@@ -348,6 +350,11 @@ async def _list_devices(service: Service, call: Call, body: Sequence[Any], _: Le
     return Reply([[encode(device) for device in devices]])
 
 
+async def _list_obstacles(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    obstacles = await service.broker.list_obstacles(call, _options(body[0]))
+    return Reply([[encode(obstacle) for obstacle in obstacles]])
+
+
 async def _diagnose(service: Service, _call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
     return Reply([encode(await service.broker.diagnose(_options(body[0])))])
 
@@ -395,6 +402,7 @@ MEMBERS: Mapping[tuple[str, str], Member] = {
     (NAME, "ListNetworks"): Member("a{sv}", "aa{sv}", _list_networks),
     (NAME, "ListDevices"): Member("a{sv}", "aa{sv}", _list_devices),
     (NAME, "ListLeases"): Member("a{sv}", "aa{sv}", _list_leases),
+    (NAME, "ListObstacles"): Member("a{sv}", "aa{sv}", _list_obstacles),
     (NAME, "Diagnose"): Member("a{sv}", "a{sv}", _diagnose),
     (LEASE_INTERFACE, "Add"): Member("a(sa{sv})a{sv}", "aa{sv}", _add, needs_reply=True),
     (LEASE_INTERFACE, "Drop"): Member("asa{sv}", "", _drop),

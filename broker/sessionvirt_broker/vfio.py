@@ -189,7 +189,7 @@ class Vfio:
         since, times = self._in_vain.get(module, (0.0, 0))
         if not times:
             return True
-        pause = min(_REFUSAL_SECONDS * 2 ** min(times - 1, 16), _LONGEST_REFUSAL_SECONDS)
+        pause = min(_REFUSAL_SECONDS * (1 << min(times - 1, 16)), _LONGEST_REFUSAL_SECONDS)
         return time.monotonic() >= since + pause
 
     def _have_loaded(

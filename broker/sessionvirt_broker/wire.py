@@ -60,6 +60,10 @@ class Fields:
             raise InvalidRequest(f"{self.where}.{name}: must have the D-Bus type {signature}")
         return typed[1]
 
+    def has(self, name: str) -> bool:
+        """Whether the key is there."""
+        return name in self._left
+
     def text(self, name: str) -> str | None:
         """A string, or None where the key is absent."""
         value = self._take(name, "s")

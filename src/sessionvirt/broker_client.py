@@ -246,6 +246,12 @@ class BrokerClient:
         (rows,) = await self._ask("ListLeases", "a{sv}", [{}], "aa{sv}")
         return tuple(data.read_lease(row) for row in read_rows(rows, "leases"))
 
+    async def obstacles(self, vm: str | None = None) -> tuple[data.Obstacle, ...]:
+        """List the rules of others' that stop packets of this user's guests, or of one of them."""
+        options = {} if vm is None else _options(vm=("s", vm))
+        (rows,) = await self._ask("ListObstacles", "a{sv}", [options], "aa{sv}")
+        return tuple(data.read_obstacle(row) for row in read_rows(rows, "obstacles"))
+
     async def diagnose(self) -> data.Diagnosis:
         """Ask for facts about the host."""
         (fields,) = await self._ask("Diagnose", "a{sv}", [{}], "a{sv}")

@@ -284,6 +284,7 @@ class LeaseInfo:
         "asked" after one.
     :param drops: frames that the filter dropped, by reason.
     :param process: QEMU's, where it was let lock memory; else 0.
+    :param degraded: why the filter of its interfaces may not be there; empty: it is.
     """
 
     lease: str
@@ -295,11 +296,31 @@ class LeaseInfo:
     grants: tuple[Grant, ...]
     drops: Mapping[str, int]
     process: int
+    degraded: str = ""
 
     @property
     def name(self) -> str:
         """What people call it: the last part of its path."""
         return self.lease.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A rule of somebody else's that stops a guest's packets; the contract says what each means."""
+
+    lease: str
+    vm: str
+    bridge: str
+    traffic: str
+    ip: int
+    family: str
+    table: str
+    chain: str
+    handle: int
+    hook: str
+    priority: int
+    verdict: str
+    certainty: str
 
 
 @dataclass(frozen=True)
@@ -319,6 +340,7 @@ class Diagnosis:
     tun: bool
     configuration: str
     foreign_forward_drops: tuple[str, ...]
+    legacy_tables: tuple[str, ...] = ()
 
 
 def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
@@ -480,6 +502,8 @@ def read_lease(fields: Fields) -> LeaseInfo:
         grants=tuple(read_grant(row, None) for row in fields.rows("grants")),
         drops=fields.counters("drops"),
         process=fields.number("process"),
+        # An older broker does not say it.
+        degraded=fields.text("degraded") if fields.has("degraded") else "",
     )
 
 
@@ -499,4 +523,25 @@ def read_diagnosis(fields: Fields) -> Diagnosis:
         tun=fields.flag("tun"),
         configuration=fields.text("configuration"),
         foreign_forward_drops=fields.texts("foreign_forward_drops"),
+        # An older broker does not say it.
+        legacy_tables=fields.texts("legacy_tables") if fields.has("legacy_tables") else (),
+    )
+
+
+def read_obstacle(fields: Fields) -> Obstacle:
+    """Read one row of ListObstacles."""
+    return Obstacle(
+        lease=fields.path("lease"),
+        vm=fields.text("vm"),
+        bridge=fields.text("bridge"),
+        traffic=fields.text("traffic"),
+        ip=fields.number("ip"),
+        family=fields.text("family"),
+        table=fields.text("table"),
+        chain=fields.text("chain"),
+        handle=fields.number("handle", "t"),
+        hook=fields.text("hook"),
+        priority=fields.number("priority", "i"),
+        verdict=fields.text("verdict"),
+        certainty=fields.text("certainty"),
     )

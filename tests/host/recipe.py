@@ -53,6 +53,8 @@ PACKAGES = (
     "zstd",
     # Its neighbours and peers.
     "dnsmasq-base",
+    "firewalld",
+    "iptables",
     "libvirt-clients",
     "libvirt-daemon-system",
     "network-manager",
@@ -61,6 +63,7 @@ PACKAGES = (
     "qemu-system-x86",
     "qemu-utils",
     "swtpm",
+    "ufw",
     # What the tests run and look with.
     "busybox-static",
     "e2fsprogs",
@@ -160,6 +163,8 @@ DISABLED = (
     "NetworkManager.service",
     "NetworkManager-dispatcher.service",
     "NetworkManager-wait-online.service",
+    "firewalld.service",
+    "ufw.service",
     "libvirtd.service",
     "virtlogd.service",
     "blk-availability.service",

@@ -17,6 +17,7 @@ from lab.broker import COMMAND, RUNTIME
 from lab.client import RefusalError, direct, network_tap
 from lab.direct import OTHERS, wired
 from lab.elsewhere import Elsewhere
+from lab.flushing import flush_until_given_up
 from lab.forgeries import FORGERIES
 from lab.lan import lan_bridge
 from lab.links import wait_for_link
@@ -335,7 +336,7 @@ def test_rules_that_somebody_flushed_come_back_with_the_next_guest(
     following: tuple[str, dict[str, Variant]], alices: Client, wire: LanHost
 ) -> None:
     with alices.acquire(on_wire()) as lease:
-        host.nft("flush", "ruleset")
+        flush_until_given_up(alices)
         with alices.acquire(following, vm="b") as other:
             sender = with_address(lease.tap, ALICES_IP)
             sender.send(FORGERIES["mac"].forged(sender, with_address(other.tap, BOBS_IP)))

@@ -12,6 +12,7 @@ import pytest
 
 from lab import frames, host
 from lab.client import RefusalError, network_tap
+from lab.flushing import flush_until_given_up
 from lab.lan import lan_bridge
 from lab.tap import HEADER
 from sessionvirt_broker.tun import create
@@ -51,15 +52,18 @@ def test_f66_a_release_takes_its_own_elements_only(
 def test_f63_a_flushed_ruleset_is_put_back(
     repair: str, broker: Broker, alices: Client, bobs: Client
 ) -> None:
+    """By the next Acquire, where the broker does not put it back by itself any more."""
     with alices.acquire() as lease:
         before = everything()
-        host.nft("flush", "ruleset")
-        # Nothing filters now: the administrator wanted it so. It is told, and not for long.
-        assert alices.diagnose()["nft_tables"] == "absent"
         if repair == "acquire":
+            flush_until_given_up(alices)
+            # Nothing filters now: the administrator wanted it so. It is told.
+            assert alices.diagnose()["nft_tables"] == "absent"
             bobs.acquire().__exit__(None, None, None)
         else:
-            broker.restart()
+            broker.kill()
+            host.nft("flush", "ruleset")
+            broker.start()
         assert alices.diagnose()["nft_tables"] == "present"
         assert everything() == before
         gateway = lease.tap.ask_arp(GATEWAY)
@@ -71,10 +75,12 @@ def test_f63_a_flushed_ruleset_is_put_back(
 def test_f63_a_tap_in_no_set_is_cut_off(broker: Broker, alices: Client) -> None:
     with alices.acquire() as lease:
         assert lease.tap.ask_arp(GATEWAY)
+        broker.kill()  # it would put them back
         for name in ("macs", "addresses4"):
             host.nft("flush", "set", "bridge", "sessionvirt", name)
         lease.tap.send(frames.arp(1, lease.tap.mac, lease.tap.ipv4, GATEWAY))
         assert lease.tap.silent(lambda p: p.kind == 2)
+        broker.start()
 
 
 def test_f63_a_tap_without_an_owner_is_not_taken_for_roots(broker: Broker, alices: Client) -> None:
@@ -85,13 +91,15 @@ def test_f63_a_tap_without_an_owner_is_not_taken_for_roots(broker: Broker, alice
             one.udp4(mac, two.ipv4, (4000, 4001), b"mark") for mac in (two.mac, frames.BROADCAST)
         ]
         assert all(one.reaches(two, frame) for frame in sent)
+        before = lease.drops().get("peer", 0)
+        broker.kill()
         host.nft("flush", "map", "bridge", "sessionvirt", "owners")
         for name, key in (("peers", f"{two.ifname} . {two.mac} . 0"),
                           ("group_peers", f"{two.ifname} . 0")):  # fmt: skip
             host.nft("add", "element", "bridge", "sessionvirt", name, f"{{ {key} }}")
-        before = lease.drops().get("peer", 0)
         one.send(*sent)
         assert not [p for p in two.waiting() if p.payload == b"mark"]
+        broker.start()
         assert lease.drops()["peer"] == before + len(sent)
 
 

@@ -32,6 +32,7 @@ module:
 ``report``      what a demo shows, and whether it holds
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty
 ``fakesysfs``   a host's /sys and /proc as files, for unit tests
+``flushing``    somebody else who takes our rules away, and when they are back
 ``leaks``       what is there now, to be compared with what was there before
 
 The lab knows the project only as installed files, programs and bus names; it imports neither half.

@@ -14,7 +14,7 @@ __all__ = ["FILE", "Member", "documented", "errors", "members", "parameters"]
 FILE = ROOT / "broker/org.sessionvirt.Broker1.xml"
 
 #: One type of the D-Bus, as the comments use them.
-_TYPE = r"(?:s|o|u|t|b|as|ah|aa\{sv\}|a\(ss\)|a\{st\})"
+_TYPE = r"(?:s|o|u|t|i|b|as|ah|aa\{sv\}|a\(ss\)|a\{st\})"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def documented() -> dict[str, dict[str, str]]:
         "networks": _inline(_between(text, "networks  each: name", "-->"), "name"),
         "devices": _inline(_between(text, "devices   each: address", "-->"), "address"),
         "leases": _inline(_between(text, "leases    each: lease", "-->"), "lease"),
+        "obstacles": _inline(_between(text, "obstacles each: lease", "-->"), "lease"),
         "facts": _inline(_between(text, "facts     version", "-->"), "version"),
     }
     if "or bridge s, as asked for" in grant:

@@ -21,6 +21,9 @@ class Nft:
         self.refuses = False
         self.changes: list[Any] = []
 
+    def cmd(self, _text: str) -> tuple[int, Any, str]:
+        return int(self.refuses), "", "Device or resource busy"
+
     def json_cmd(self, commands: dict[str, list[dict[str, Any]]]) -> tuple[int, Any, str]:
         (first, *_) = commands["nftables"]
         if "list" in first:

@@ -144,7 +144,12 @@ class Lab:
     def broker(self) -> Leases:
         nothing = lambda *_: None  # noqa: E731
         firewall: Any = SimpleNamespace(
-            policer=self.kernel, add_tap=nothing, remove_tap=nothing, adopt=nothing, drops=dict
+            policer=self.kernel,
+            add_tap=nothing,
+            remove_tap=nothing,
+            adopt=nothing,
+            drops=dict,
+            kept=tuple,
         )
         links: Any = self.kernel
         absent = self.root / "absent"

@@ -94,7 +94,10 @@ class Lab:
 
     def broker(self) -> Leases:
         links: Any = SimpleNamespace(addresses=dict, default_routes=frozenset)
-        firewall: Any = SimpleNamespace(drops=dict, adopt=lambda *_: None)
+        policer = SimpleNamespace(adopt=lambda *_: None)
+        firewall: Any = SimpleNamespace(
+            drops=dict, adopt=lambda *_: None, policer=policer, kept=tuple
+        )
         absent = self.root / "absent"
         host = Host(links, firewall, Paths(self.root, absent, absent, absent), None, self.kernel)
         names = PciNames(absent, absent)

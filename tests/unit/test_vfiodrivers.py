@@ -267,6 +267,7 @@ def test_what_does_not_come_costs_less_each_time(
     def sleep(seconds: float) -> None:
         clock[0] += seconds
 
+    host.device()
     played = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
     monkeypatch.setattr(vfio_module, "time", played)
     waited = []

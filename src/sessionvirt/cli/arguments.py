@@ -57,11 +57,10 @@ def parser() -> argparse.ArgumentParser:
     _add_reclaim(verbs.add_parser("reclaim", help=text, description=_sentence(text)))
     text = "show or change how much a running machine receives and sends in a second"
     _add_limit(verbs.add_parser("limit", help=text, description=_sentence(text)))
-    for name, text in (
-        ("leases", "list what your running machines hold of this host"),
-        ("doctor", "check what this host can do, and say what to do where it cannot"),
-    ):
-        _add_json(verbs.add_parser(name, help=text, description=_sentence(text)))
+    text = "list what your running machines hold of this host"
+    _add_json(verbs.add_parser("leases", help=text, description=_sentence(text)))
+    text = "check what this host can do, and say what to do where it cannot"
+    _add_doctor(verbs.add_parser("doctor", help=text, description=_sentence(text)))
     return top
 
 
@@ -137,6 +136,16 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
+    _add_json(parser)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "vm",
+        nargs="?",
+        metavar="VM",
+        help="of machines that run only this one: which rule of another firewall stops its packets",
     )
     _add_json(parser)
 

@@ -12,16 +12,18 @@ import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from sessionvirt.errors import SessionvirtError
+from sessionvirt.errors import NotFoundError, SessionvirtError
+from sessionvirt.host.firewalls import presence
 
 from . import status
 from .checks import Check, Level, broker_checks, session_checks
+from .firewallchecks import host_checks, obstacle_checks
 from .output import paint, print_json, visible
 
 if TYPE_CHECKING:
     import argparse
 
-    from sessionvirt.broker_data import Diagnosis
+    from sessionvirt.broker_data import Diagnosis, Obstacle
 
 __all__ = ["main"]
 
@@ -30,27 +32,44 @@ _COLOURS: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "r
 
 def main(args: argparse.Namespace) -> int:
     """Print the checks; returns 1 where there is a problem."""
-    checks, facts = asyncio.run(_examine())
+    checks, facts, obstacles = asyncio.run(_examine(args.vm))
     if args.json:
         rows = [{**asdict(check), "level": check.level.value} for check in checks]
-        print_json({"checks": rows, "broker": None if facts is None else asdict(facts)})
+        told = {"checks": rows, "broker": None if facts is None else asdict(facts)}
+        print_json({**told, "obstacles": [asdict(one) for one in obstacles]})
     else:
         _print(checks)
     return status.FAILURE if any(each.level is Level.PROBLEM for each in checks) else status.OK
 
 
-async def _examine() -> tuple[list[Check], Diagnosis | None]:
+async def _examine(vm: str | None) -> tuple[list[Check], Diagnosis | None, list[Obstacle]]:
+    """Look at the host, and at what stops machines that run.
+
+    :param vm: only this one; its name.
+    """
     checks = await session_checks()
     from sessionvirt.broker_client import BrokerClient
 
     try:
         async with await BrokerClient.connect() as client:
             facts = await client.diagnose()
+            leases = [one for one in await client.leases() if vm in (None, one.vm)]
+            obstacles = list(await client.obstacles(vm)) if leases else []
     except SessionvirtError as error:
         found = f"{error.cause}: {error.evidence}" if error.evidence else error.cause
         checks.append(Check("broker", Level.WARNING, found, error.advice))
-        return checks, None
-    return [*checks, *broker_checks(facts)], facts
+        return checks, None, []
+    if vm is not None and not leases:
+        raise NotFoundError(
+            f"no machine called {vm} holds anything of this host",
+            advice="sessionvirt leases lists those that do",
+        )
+    there = presence()
+    checks += broker_checks(facts, running=bool(leases))
+    checks += host_checks(facts, leases, there)
+    if leases:
+        checks += obstacle_checks(obstacles, there)
+    return checks, facts, obstacles
 
 
 def _print(checks: list[Check]) -> None:

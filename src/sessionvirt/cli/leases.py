@@ -41,6 +41,9 @@ async def _main(args: argparse.Namespace) -> int:
         print_json({"leases": [_plain(lease) for lease in leases]})
     elif leases:
         print_table(_HEADS, [row for lease in leases for row in _rows(lease)])
+        for lease in leases:
+            if lease.degraded:
+                say(f"{lease.vm} may not be filtered: {lease.degraded}")
     else:
         say("no machine holds anything of this host")
     return status.OK
@@ -61,7 +64,8 @@ def _rows(lease: LeaseInfo) -> list[tuple[str, ...]]:
     drops = ", ".join(f"{reason} {count}" for reason, count in lease.drops.items() if count)
     shared = (
         *(lease.name[:_SHORT], lease.vm, str(lease.uid)),
-        *(str(lease.process or ""), lease.state, since, lease.allowed),
+        *(str(lease.process or ""), "degraded" if lease.degraded else lease.state),
+        *(since, lease.allowed),
     )
     rows: list[tuple[str, ...]] = []
     for number, grant in enumerate(lease.grants):

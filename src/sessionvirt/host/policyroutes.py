@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Policy rules of the host (``ip rule``) that a packet of a guest meets before the main table.
+
+A VPN has such rules (wg-quick, Tailscale), and so have hosts with several uplinks. Everybody may
+ask the kernel for them: RTM_GETRULE, linux/fib_rules.h. What is not understood is left out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PolicyRule", "catching", "parse", "policy_rules"]
+
+_RTM_NEWRULE, _RTM_GETRULE = 32, 34
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
+_FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS, _FRA_TABLE = 2, 3, 6, 10, 14, 15
+_FIB_RULE_INVERT = 2
+_FR_ACT_TO_TBL = 1
+_RT_TABLE_DEFAULT, _RT_TABLE_MAIN, _RT_TABLE_LOCAL = 253, 254, 255
+_HEADER = struct.Struct("=IHHII")
+#: struct fib_rule_hdr: family, dst_len, src_len, tos, table, res1, res2, action, flags.
+_RULE = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@dataclass(frozen=True)
+class PolicyRule:
+    """One rule that leads to another table than the three of every host.
+
+    :param source: a prefix, or empty: any.
+    :param interface: that packets come in by, or empty: any.
+    :param marked: it is also about a mark, which nobody sees from here.
+    """
+
+    priority: int
+    table: int
+    source: str
+    interface: str
+    marked: bool
+    inverted: bool
+
+
+def policy_rules(version: int) -> list[PolicyRule]:
+    """The rules of IPv4 or 6; none where the kernel does not tell."""
+    request = _RULE.pack(_FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
+    flags = _NLM_F_REQUEST | _NLM_F_DUMP
+    message = _HEADER.pack(_HEADER.size + len(request), _RTM_GETRULE, flags, 1, 0) + request
+    found: list[PolicyRule] = []
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as one:
+            one.settimeout(2)
+            one.send(message)
+            while True:
+                data = one.recv(1 << 16)
+                found += parse(data)
+                kinds = [kind for kind, _ in _messages(data)]
+                if not kinds or _NLMSG_DONE in kinds or _NLMSG_ERROR in kinds:
+                    return found
+    except OSError:
+        return found
+
+
+def catching(rules: list[PolicyRule], address: str, bridge: str) -> list[PolicyRule]:
+    """Those that a packet from *address* by *bridge* meets, or may."""
+    source = ipaddress.ip_address(address)
+    return [
+        rule
+        for rule in rules
+        if rule.interface in ("", bridge)
+        and (not rule.source or source in ipaddress.ip_network(rule.source, strict=False))
+    ]
+
+
+def parse(data: bytes) -> list[PolicyRule]:
+    """The rules in what the kernel answered."""
+    found = []
+    for kind, body in _messages(data):
+        if kind != _RTM_NEWRULE or len(body) < _RULE.size:
+            continue
+        family, _, length, _, table, _, _, action, flags = _RULE.unpack_from(body)
+        told = dict(_attributes(body[_RULE.size :]))
+        table = _number(told.get(_FRA_TABLE)) or table
+        # With a suppressor it is the main table without its default route: the next rule decides.
+        usual = table in (_RT_TABLE_DEFAULT, _RT_TABLE_MAIN, _RT_TABLE_LOCAL)
+        if action != _FR_ACT_TO_TBL or usual or _number(told.get(_FRA_SUPPRESS), -1) == 0:
+            continue
+        source = told.get(_FRA_SRC, b"")
+        found.append(
+            PolicyRule(
+                priority=_number(told.get(_FRA_PRIORITY)),
+                table=table,
+                source=f"{socket.inet_ntop(family, source)}/{length}" if length else "",
+                interface=told.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode("ascii", "replace"),
+                marked=_FRA_FWMARK in told,
+                inverted=bool(flags & _FIB_RULE_INVERT),
+            )
+        )
+    return found
+
+
+def _number(value: bytes | None, default: int = 0) -> int:
+    return struct.unpack("=I", value)[0] if value is not None and len(value) == 4 else default
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
