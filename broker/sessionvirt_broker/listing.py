@@ -53,11 +53,8 @@ class Listing:
         drops = self._host.firewall.drops() if held else {}
         listed = []
         for lease, grants in held:
-            dropped: Counter[str] = Counter()
-            for facts in grants:
-                dropped.update(drops.get(str(facts.get("ifname")), {}))
             filtered = any(facts.get("ifname") for facts in grants)
-            row = _row(lease, grants, "held", dict(dropped))
+            row = _row(lease, grants, "held", drops)
             listed.append({**row, "degraded": self._degraded() if filtered else ""})
         self.forget()
         rows = (row for row, _ in self._releasing.values())
@@ -112,9 +109,22 @@ class Listing:
 
 
 def _row(
-    lease: Lease, grants: Sequence[Mapping[str, object]], state: str, drops: dict[str, int]
+    lease: Lease,
+    grants: Sequence[Mapping[str, object]],
+    state: str,
+    drops: Mapping[str, Mapping[str, int]],
 ) -> dict[str, object]:
+    """:param drops: by interface, whoever's it is."""
     process = lease.process
+    rows: list[dict[str, object]] = []
+    dropped: Counter[str] = Counter()
+    for facts in grants:
+        row = {**facts, "fds": []}
+        if "ifname" in facts:
+            own = dict(drops.get(str(facts["ifname"]), {}))
+            dropped.update(own)
+            row["drops"] = own
+        rows.append(row)
     return {
         "lease": lease.id,
         "vm": lease.owner.vm,
@@ -122,8 +132,8 @@ def _row(
         "state": state,
         "since": lease.record.header["since"],
         "allowed": lease.record.header["allowed"],
-        "grants": [{**facts, "fds": []} for facts in grants],
-        "drops": drops,
+        "grants": rows,
+        "drops": dict(dropped),
         "process": process.pid if process else 0,
         "degraded": "",
     }

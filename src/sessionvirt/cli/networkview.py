@@ -57,6 +57,11 @@ class Interface:
     rates: Traffic | None
 
     @property
+    def drops(self) -> Mapping[str, int]:
+        """Frames by reason; an older broker tells of the whole machine's only."""
+        return self.lease.drops if self.tap.drops is None else self.tap.drops
+
+    @property
     def limit(self) -> BandwidthGrant | None:
         """The one in force; None: there is none."""
         found = [
@@ -157,7 +162,7 @@ def _plain(interface: Interface) -> dict[str, object]:
         "dns": tap.dns,
         "totals": asdict(interface.totals) if interface.totals else None,
         "rates": asdict(interface.rates) if interface.rates else None,
-        "drops": lease.drops,
+        "drops": interface.drops,
         "limit": _plain_limit(interface.limit),
     }
 
@@ -245,7 +250,7 @@ def _scaled(number: int) -> str:
 
 
 def _drops(interface: Interface) -> str:
-    counts = [f"{reason} {count}" for reason, count in interface.lease.drops.items() if count]
+    counts = [f"{reason} {count}" for reason, count in interface.drops.items() if count]
     return ", ".join(counts) or "0"
 
 
