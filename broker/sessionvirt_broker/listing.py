@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from .networkconfig import PRIVATE
+from .private import private_bridge
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -63,14 +66,17 @@ class Listing:
     def network_users(self, uid: int | None) -> Counter[tuple[str, str]]:
         """How many of a user's (None: everybody's) TAPs are in each place (its type, its name).
 
-        A network and a bridge of the LAN may have the same name.
+        A network and a bridge of the LAN may have the same name. Everybody's private network has,
+        so its name here is its bridge's.
         """
         found: Counter[tuple[str, str]] = Counter()
-        for _, grants in self._of(uid):
+        for lease, grants in self._of(uid):
             for facts in grants:
-                found.update(
-                    (type_, str(facts[key])) for type_, key in _PLACES.items() if facts.get(key)
-                )
+                for type_, key in _PLACES.items():
+                    if name := facts.get(key):
+                        is_private = (type_, name) == ("network", PRIVATE)
+                        place = private_bridge(lease.owner.uid) if is_private else str(name)
+                        found[type_, place] += 1
         return found
 
     def device_holders(self, uid: int | None) -> dict[str, str]:

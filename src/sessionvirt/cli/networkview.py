@@ -124,7 +124,7 @@ def view(
     here = tuple(
         Interface(lease, tap, user(lease.uid), *counted.get(tap.ifname, (None, None)))
         for lease, tap in taps(leases)
-        if network.name == _place(network.type, tap)
+        if network.name == _place(network.type, tap) and _is_of(network, lease)
     )
     others = None
     if ports is not None:
@@ -133,6 +133,13 @@ def view(
     elif not network.up:
         others = 0
     return View(network, others, here)
+
+
+def _is_of(network: NetworkInfo, lease: LeaseInfo) -> bool:
+    """Whether it is not another user's private network: to root all of these have one name."""
+    if (network.type, network.name) != ("network", "private"):
+        return True
+    return network.bridge == f"svn_u{lease.uid}"
 
 
 def _place(kind: str, tap: TapGrant) -> str:
