@@ -22,6 +22,7 @@ from .errors import Busy, Restarting
 from .kind import Offer, Owner
 from .lease import close_grants
 from .limits import Share, lockable_bytes
+from .networkconfig import PRIVATE
 from .processes import open_pidfd
 from .termination import end
 from .wire import Fields, shown, vm_name
@@ -277,7 +278,7 @@ class Broker:
                     "mtu": link.mtu if link else mtu,
                     "ipv4": tuple(address for address in own if ":" not in address),
                     "ipv6": tuple(address for address in own if ":" in address),
-                    "leases": users[type_, name],
+                    "leases": users[type_, bridge if name == PRIVATE else name],
                 }
 
             networks = [

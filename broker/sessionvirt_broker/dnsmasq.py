@@ -114,8 +114,9 @@ class NetworkFiles(Step):
 
     def undo(self, host: Host) -> None:
         directory = host.paths.networks / self.bridge
-        shutil.rmtree(directory, ignore_errors=True)
-        _part(directory / "dnsmasq.conf").unlink(missing_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)  # which takes no link for a directory
+        if not directory.is_symlink():
+            _part(directory / "dnsmasq.conf").unlink(missing_ok=True)
 
 
 def _static_host(label: str, mac: str, *texts: str) -> StaticHost:
@@ -243,7 +244,8 @@ def _part(path: Path) -> Path:
 def _publish(path: Path, text: str) -> None:
     """Put a file there whole, readable for dnsmasq."""
     part = _part(path)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(part, flags, 0o644)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         os.fchmod(file.fileno(), 0o644)  # the umask is 0077
         file.write(text)

@@ -54,7 +54,7 @@ def evict(paths: Paths, keeper: Keeper | None) -> int:
         # The machine's id is for what is made, and nothing is.
         leases = Leases(host, journal, resource_kinds("", paths.aliases).all)
         _end(leases, paths)
-        stayed = [*leases.remains(), *_unrecorded(host)]
+        stayed = [*leases.remains(), *_unrecorded(host, journal)]
     for line in stayed:
         sys.stderr.write(f"left: {line}\n")
     return 1 if stayed else 0
@@ -92,15 +92,16 @@ def _end(leases: Leases, paths: Paths) -> None:
     leases.keep({})  # networks that are up without guests
 
 
-def _unrecorded(host: Host) -> list[str]:
+def _unrecorded(host: Host, journal: Journal) -> list[str]:
     """What no step would take back: its record is lost."""
     lines = [
         f"{path}: a record that cannot be understood; what it names may still be there"
-        for path in sorted(host.paths.records.glob("quarantine/*"))
+        for path in journal.set_aside()
     ]
     try:
         host.firewall.remove()
         host.firewall.egress.remove()
+        host.firewall.policer.adopt({})
     except HostFailure as error:
         lines.append(str(error))
     names = sorted(path.name for path in _SYS_CLASS_NET.iterdir())

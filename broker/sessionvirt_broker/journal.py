@@ -41,6 +41,8 @@ _ID = re.compile(
     r"|vfio-[0-9]{1,6}"
 )
 _MAX_BYTES = 1 << 20
+_QUARANTINE = "quarantine"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -84,7 +86,8 @@ class Journal:
         path = self._path(record.id)
         part = path.with_suffix(".part")
         try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(part, flags, 0o600)
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(content)
                 file.flush()
@@ -152,9 +155,31 @@ class Journal:
     def _set_aside(self, path: Path, error: Exception) -> None:
         """Out of the way, so that one bad file is not a crash loop; never deleted unread."""
         log.error("journal record %s cannot be used (%s); set aside", path.name, error)
-        quarantine = self._directory / "quarantine"
-        quarantine.mkdir(mode=0o700, exist_ok=True)
-        path.rename(quarantine / path.name)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._directory / _QUARANTINE, 0o700)
+        try:
+            aside = os.open(self._directory / _QUARANTINE, _DIRECTORY)
+        except OSError:
+            # A link, or a file. Followed, it would lead this record to wherever somebody wanted it,
+            # when --return-leases runs outside of the unit's sandbox.
+            os.unlink(self._directory / _QUARANTINE)
+            os.mkdir(self._directory / _QUARANTINE, 0o700)
+            aside = os.open(self._directory / _QUARANTINE, _DIRECTORY)
+        try:
+            os.rename(path, path.name, dst_dir_fd=aside)
+        finally:
+            os.close(aside)
+
+    def set_aside(self) -> list[Path]:
+        """The records that could not be used, this time or an earlier one."""
+        try:
+            aside = os.open(self._directory / _QUARANTINE, _DIRECTORY)
+        except OSError:
+            return []
+        try:
+            return [self._directory / _QUARANTINE / name for name in sorted(os.listdir(aside))]
+        finally:
+            os.close(aside)
 
     def _path(self, record_id: str) -> Path:
         if not _ID.fullmatch(record_id):

@@ -47,12 +47,14 @@ class Place:
     """Where a guest is put.
 
     :param vlan: 0: the bridge's default one, or none where it does not filter.
+    :param default: that default one; empty: a VLAN was asked for, or the bridge does not filter.
     """
 
     bridge: BridgeName
     ifindex: int
     mtu: int
     vlan: int
+    default: str = ""
 
 
 def find_place(
@@ -84,8 +86,8 @@ def find_place(
             f"bridge: {name} has no MAC address of its own, so a guest could take it over;"
             " an administrator must set one"
         )
-    _check_vlan(link, vlan, offered, attributes / "bridge")
-    return Place(name, link.ifindex, link.mtu, vlan), offered
+    default = _check_vlan(link, vlan, offered, attributes / "bridge")
+    return Place(name, link.ifindex, link.mtu, vlan, default), offered
 
 
 def offer(
@@ -111,7 +113,7 @@ def offer(
         details=(*details, *where),
         summary=f"a place on the local network by {bridge} ({address})",
         share=share,
-        facts=(place.bridge, place.ifindex, place.vlan, address),
+        facts=(place.bridge, place.ifindex, place.vlan, place.default, address),
         permit=offered.permit,
     )
 
@@ -124,7 +126,8 @@ def is_filtering(bridge: Path) -> bool:
     return _read(bridge / "vlan_filtering") == "1"
 
 
-def _check_vlan(link: Link, vlan: int, offered: LanBridge, bridge: Path) -> None:
+def _check_vlan(link: Link, vlan: int, offered: LanBridge, bridge: Path) -> str:
+    """:return: the VLAN that a guest is in who asks for none; empty: this one does, or all are."""
     if vlan and vlan not in offered.vlans:
         raise NotFound(f"vlan: broker.toml does not offer VLAN {vlan} on {link.name}")
     filtering = is_filtering(bridge)
@@ -134,7 +137,7 @@ def _check_vlan(link: Link, vlan: int, offered: LanBridge, bridge: Path) -> None
             " administrator must turn it on (vlan_filtering), once every port has its VLANs"
         )
     if vlan or not filtering:
-        return
+        return ""
     default = _read(bridge / "default_pvid")
     if default == "0":
         raise NotSupported(
@@ -146,6 +149,7 @@ def _check_vlan(link: Link, vlan: int, offered: LanBridge, bridge: Path) -> None
             f"vlan: broker.toml does not offer VLAN {default}, the default one of {link.name};"
             " ask for one that it offers"
         )
+    return default
 
 
 def _read(attribute: Path) -> str:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from .networkconfig import PRIVATE
+from .private import private_bridge
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -53,11 +56,8 @@ class Listing:
         drops = self._host.firewall.drops() if held else {}
         listed = []
         for lease, grants in held:
-            dropped: Counter[str] = Counter()
-            for facts in grants:
-                dropped.update(drops.get(str(facts.get("ifname")), {}))
             filtered = any(facts.get("ifname") for facts in grants)
-            row = _row(lease, grants, "held", dict(dropped))
+            row = _row(lease, grants, "held", drops)
             listed.append({**row, "degraded": self._degraded() if filtered else ""})
         self.forget()
         rows = (row for row, _ in self._releasing.values())
@@ -66,14 +66,17 @@ class Listing:
     def network_users(self, uid: int | None) -> Counter[tuple[str, str]]:
         """How many of a user's (None: everybody's) TAPs are in each place (its type, its name).
 
-        A network and a bridge of the LAN may have the same name.
+        A network and a bridge of the LAN may have the same name. Everybody's private network has,
+        so its name here is its bridge's.
         """
         found: Counter[tuple[str, str]] = Counter()
-        for _, grants in self._of(uid):
+        for lease, grants in self._of(uid):
             for facts in grants:
-                found.update(
-                    (type_, str(facts[key])) for type_, key in _PLACES.items() if facts.get(key)
-                )
+                for type_, key in _PLACES.items():
+                    if name := facts.get(key):
+                        is_private = (type_, name) == ("network", PRIVATE)
+                        place = private_bridge(lease.owner.uid) if is_private else str(name)
+                        found[type_, place] += 1
         return found
 
     def device_holders(self, uid: int | None) -> dict[str, str]:
@@ -112,9 +115,22 @@ class Listing:
 
 
 def _row(
-    lease: Lease, grants: Sequence[Mapping[str, object]], state: str, drops: dict[str, int]
+    lease: Lease,
+    grants: Sequence[Mapping[str, object]],
+    state: str,
+    drops: Mapping[str, Mapping[str, int]],
 ) -> dict[str, object]:
+    """:param drops: by interface, whoever's it is."""
     process = lease.process
+    rows: list[dict[str, object]] = []
+    dropped: Counter[str] = Counter()
+    for facts in grants:
+        row = {**facts, "fds": []}
+        if "ifname" in facts:
+            own = dict(drops.get(str(facts["ifname"]), {}))
+            dropped.update(own)
+            row["drops"] = own
+        rows.append(row)
     return {
         "lease": lease.id,
         "vm": lease.owner.vm,
@@ -122,8 +138,8 @@ def _row(
         "state": state,
         "since": lease.record.header["since"],
         "allowed": lease.record.header["allowed"],
-        "grants": [{**facts, "fds": []} for facts in grants],
-        "drops": drops,
+        "grants": rows,
+        "drops": dict(dropped),
         "process": process.pid if process else 0,
         "degraded": "",
     }

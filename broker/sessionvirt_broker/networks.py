@@ -7,6 +7,7 @@ Worker thread. Nothing here makes or ends one; ``tap.py`` tells what has begun a
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from . import network as managed
@@ -62,13 +63,16 @@ class Networks:
         return self._up.get(network.bridge, network)
 
     def all_of(self, uid: int, configuration: Configuration, host: Host) -> Iterator[Network]:
-        """Those that a user may ask for."""
+        """Those that a user may ask for; to root everybody's private one that is up, too."""
         for one in configuration.networks.values():
             yield self._up.get(one.bridge, one)
-        try:
+        own = private_bridge(uid)
+        with contextlib.suppress(Busy, NotFound):
             yield self.named(PRIVATE, uid, configuration, host)
-        except (Busy, NotFound):
-            return
+        if uid == 0:
+            for bridge in sorted(self._up):
+                if self._up[bridge].name == PRIVATE and bridge != own:
+                    yield self._up[bridge]
 
     def needs(self, network: Network, host: Host) -> tuple[Shared, ...]:
         """Everything that has to be there for it, itself last."""

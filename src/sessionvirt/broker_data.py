@@ -11,7 +11,7 @@ What this never does: talk to the bus.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from .broker_requests import (
@@ -94,6 +94,7 @@ class TapGrant:
     :param ipv4: addresses that the guest may use; empty: not restricted.
     :param dns: what it is found by on its network; empty: nothing.
     :param isolated: nothing passes between it and other TAPs there that are so.
+    :param drops: its frames that the filter dropped, by reason; None: not told.
     :param ipv6: likewise, beside the link-local one of the MAC.
     """
 
@@ -116,6 +117,7 @@ class TapGrant:
     device: str = ""
     mode: str = ""
     isolated: bool = False
+    drops: Mapping[str, int] | None = field(default=None, hash=False)
 
     @property
     def descriptors(self) -> tuple[Fd, ...]:
@@ -385,6 +387,7 @@ def read_tap(fields: Fields, fds: Descriptors | None) -> TapGrant:
         mode=fields.text("mode") if fields.has("mode") else "",
         vlan=fields.number("vlan") if fields.has("vlan") else 0,
         isolated=fields.flag("isolated") if fields.has("isolated") else False,
+        drops=fields.counters("drops") if fields.has("drops") else None,
         ipv4=fields.texts("ipv4"),
         ipv6=fields.texts("ipv6"),
     )

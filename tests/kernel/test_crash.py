@@ -18,6 +18,7 @@ from lab.broker import COMMAND, RUNTIME, Broker
 from lab.client import Client, Lease, RefusalError, network_tap
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
 from lab.tap import as_user
+from lab.throttled import bandwidth
 from lab.users import User
 
 if TYPE_CHECKING:
@@ -139,8 +140,9 @@ def test_g69_killed_in_every_state_of_add_and_drop(broker: Broker, alices: Clien
             assert len(host.elements("bridge", "macs")) == len(lease.listed()["grants"].value)
             added = []
             try:
-                added = lease.add(network_tap(vhost=True, name="web"))
-                lease.drop(added[0].id)
+                wanted = network_tap(vhost=True, name="web")
+                added = lease.add(wanted, bandwidth(inbound_average=900, outbound_average=900))
+                lease.drop(*(one["id"].value for one in lease.listed()["grants"].value[1:]))
                 added[0].close()
                 break
             except RefusalError as refusal:

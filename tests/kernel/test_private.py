@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,6 +88,23 @@ def test_it_is_listed_as_it_would_be_and_as_it_is(
         assert now["ipv4"] == [f"{gateway(lease.tap)}/24"]
         assert bobs.networks()["private"]["leases"] == 0
         assert bobs.networks()["private"]["bridge"] == f"svn_u{BOB}"
+
+
+def test_root_is_shown_everybodys_that_is_up(broker: Broker, alices: Client, bobs: Client) -> None:
+    with (
+        alices.acquire(network_tap("private"), network_tap("private"), vm="hers") as hers,
+        bobs.acquire(network_tap("private"), vm="his") as his,
+    ):
+        output = subprocess.check_output(["sessionvirt", "networks", "private", "--json"])
+        found = {one["bridge"]: one for one in json.loads(output)["networks"]}
+        assert list(found) == ["svn_u0", f"svn_u{ALICE}", f"svn_u{BOB}"]
+        assert [one["up"] for one in found.values()] == [False, True, True]
+        assert [one["leases"] for one in found.values()] == [0, 2, 1]
+        taps = [sorted(tap.mac for tap in lease.taps) for lease in (hers, his)]
+        shown = [sorted(nic["mac"] for nic in one["interfaces"]) for one in found.values()]
+        assert shown == [[], *taps]
+        assert alices.networks()["private"]["bridge"] == f"svn_u{ALICE}"
+        assert alices.networks()["private"]["leases"] == 2
 
 
 @pytest.mark.parametrize("broker", Flavour, indirect=True)

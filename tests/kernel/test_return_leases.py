@@ -185,6 +185,26 @@ def test_a_record_that_cannot_be_understood_is_left(broker: Broker) -> None:
     broker.start()
 
 
+@pytest.mark.parametrize("what", ["a link", "a file"])
+def test_what_is_set_aside_goes_nowhere_else(what: str, broker: Broker, tmp_path: Path) -> None:
+    """A broker that was taken over within its sandbox could have left a link there."""
+    broker.stop()
+    strange = forge(f"lease-{'2' * 32}.json", "{}")
+    quarantine = RUNTIME / "records/quarantine"
+    if what == "a link":
+        tmp_path.chmod(0o777)
+        quarantine.symlink_to(tmp_path)
+    else:
+        quarantine.write_text("")
+    done = return_leases()
+    assert list(tmp_path.iterdir()) == []
+    assert not quarantine.is_symlink()
+    assert f"left: {quarantine / strange.name}: a record" in done.stderr
+    (quarantine / strange.name).unlink()
+    quarantine.rmdir()
+    broker.start()
+
+
 def test_a_record_of_another_boot_is_dropped_as_at_a_start(broker: Broker, alices: Client) -> None:
     with alices.acquire() as lease:
         known = RUNTIME / "records" / f"lease-{lease.id}.json"

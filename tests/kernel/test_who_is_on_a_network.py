@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lab.client import network_tap
 from lab.forgeries import FORGERIES
 from lab.users import User
 
@@ -98,3 +99,15 @@ def test_what_a_guest_sends_is_counted(lasting_broker: Broker, alices: Client) -
     assert last["totals"]["out_bytes"] == before["totals"]["out_bytes"] + 50 * len(forged)
     assert max(each["rates"]["out_packets"] for each in (after, last)) > 0
     assert last["drops"]["mac"] == before["drops"].get("mac", 0) + 50
+
+
+def test_what_was_dropped_is_told_by_interface(lasting_broker: Broker, alices: Client) -> None:
+    honest, hostile = "52:54:00:00:44:01", "52:54:00:00:44:02"
+    with alices.acquire(network_tap(mac=honest), network_tap(mac=hostile)) as lease:
+        first, second = lease.taps
+        second.send(first.udp4(first.mac, first.ipv4, (7000, 7000)))
+        assert lease.drops() == {"mac": 1}
+        told = {one["mac"].value: one["drops"].value for one in lease.listed()["grants"].value}
+        assert told == {honest: {}, hostile: {"mac": 1}}
+        mine = {one["mac"]: one["drops"] for one in seen(User.named("alice"))["interfaces"]}
+        assert mine == told

@@ -41,6 +41,7 @@ __all__ = [
     "Client",
     "Lease",
     "assert_serves",
+    "bandwidth",
     "direct",
     "marshalled",
     "options",
@@ -391,6 +392,12 @@ def tap(network: str | None = "default", **parameters: Variant | str | int) -> l
     """One request; a text is a ``s``, a number a ``u``."""
     given: Mapping[str, Variant | str | int | None] = {"network": network, **parameters}
     return ["tap", {key: _variant(value) for key, value in given.items() if value is not None}]
+
+
+def bandwidth(on: str, **parameters: Variant | str | int) -> list[Any]:
+    """One request for a limit of a TAP's traffic."""
+    given: Mapping[str, Variant | str | int] = {"tap": on, **parameters}
+    return ["bandwidth", {key: _variant(value) for key, value in given.items()}]
 
 
 def direct(device: str, **parameters: Variant | str | int) -> list[Any]:

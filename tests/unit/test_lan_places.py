@@ -22,7 +22,8 @@ from sessionvirt_broker.errors import (
     NotSupported,
     StateChanged,
 )
-from sessionvirt_broker.lan import Place, find_place
+from sessionvirt_broker.lan import Place, find_place, offer
+from sessionvirt_broker.limits import Share
 from sessionvirt_broker.netlink import Link
 from sessionvirt_broker.steps import decode
 from sessionvirt_broker.tapsteps import AttachTap
@@ -122,7 +123,16 @@ def test_vlans(
 
 def test_without_vlans_in_broker_toml_the_default_one_is_meant(tmp_path: Path) -> None:
     host = Host(tmp_path, bridge__vlan_filtering="1", bridge__default_pvid="1")
-    assert host.place(vlans=()) == Place(BR0, 7, 9000, 0)
+    assert host.place(vlans=()) == Place(BR0, 7, 9000, 0, "1")
+
+
+def test_another_default_vlan_is_another_place_and_another_offer(tmp_path: Path) -> None:
+    """A prompt may be open for minutes, and who says yes to it has said in which network."""
+    shown = []
+    for filtering, default in (("0", "1"), ("1", "1"), ("1", "7")):
+        host = Host(tmp_path, bridge__vlan_filtering=filtering, bridge__default_pvid=default)
+        shown.append(offer(host.place(vlans=()), LanBridge(), "52:54:00:00:00:01", (), Share()))
+    assert len({one.facts for one in shown}) == 3
 
 
 def test_a_tap_goes_to_no_other_bridge_than_the_one_that_was_looked_at() -> None:

@@ -339,3 +339,15 @@ def test_the_limit_in_force_is_with_its_interface() -> None:
     }
     (interface,) = plain(seen(lease(tap(), other)))["interfaces"]  # type: ignore[misc]
     assert interface["limit"] is None
+
+
+def test_drops_are_the_interfaces_own_where_the_broker_tells() -> None:
+    own, none = tap(drops={"arp": 7, "ipv4": 0}), tap("svt02", id="tap1", drops={})
+    shown = seen(lease(own, none))
+    text = lines(shown, WIDE)
+    assert [line.rpartition("  ")[2] for line in text if line.startswith("  guest")] == [
+        "arp 7",
+        "0",
+    ]
+    found: Any = plain(shown)["interfaces"]
+    assert [one["drops"] for one in found] == [{"arp": 7, "ipv4": 0}, {}]

@@ -206,7 +206,9 @@ async def _print_names(kind: str) -> int:
 
     :raise BrokerUnavailableError: also where there is no answer in time.
     """
-    for network in await in_time(_ask()):
-        if network.type == kind and network.name.isprintable():
-            print(network.name)
+    networks = await in_time(_ask())
+    # To root everybody's private network has one name.
+    for name in dict.fromkeys(network.name for network in networks if network.type == kind):
+        if name.isprintable():
+            print(name)
     return status.OK

@@ -57,6 +57,11 @@ class Interface:
     rates: Traffic | None
 
     @property
+    def drops(self) -> Mapping[str, int]:
+        """Frames by reason; an older broker tells of the whole machine's only."""
+        return self.lease.drops if self.tap.drops is None else self.tap.drops
+
+    @property
     def limit(self) -> BandwidthGrant | None:
         """The one in force; None: there is none."""
         found = [
@@ -119,7 +124,7 @@ def view(
     here = tuple(
         Interface(lease, tap, user(lease.uid), *counted.get(tap.ifname, (None, None)))
         for lease, tap in taps(leases)
-        if network.name == _place(network.type, tap)
+        if network.name == _place(network.type, tap) and _is_of(network, lease)
     )
     others = None
     if ports is not None:
@@ -128,6 +133,13 @@ def view(
     elif not network.up:
         others = 0
     return View(network, others, here)
+
+
+def _is_of(network: NetworkInfo, lease: LeaseInfo) -> bool:
+    """Whether it is not another user's private network: to root all of these have one name."""
+    if (network.type, network.name) != ("network", "private"):
+        return True
+    return network.bridge == f"svn_u{lease.uid}"
 
 
 def _place(kind: str, tap: TapGrant) -> str:
@@ -157,7 +169,7 @@ def _plain(interface: Interface) -> dict[str, object]:
         "dns": tap.dns,
         "totals": asdict(interface.totals) if interface.totals else None,
         "rates": asdict(interface.rates) if interface.rates else None,
-        "drops": lease.drops,
+        "drops": interface.drops,
         "limit": _plain_limit(interface.limit),
     }
 
@@ -245,7 +257,7 @@ def _scaled(number: int) -> str:
 
 
 def _drops(interface: Interface) -> str:
-    counts = [f"{reason} {count}" for reason, count in interface.lease.drops.items() if count]
+    counts = [f"{reason} {count}" for reason, count in interface.drops.items() if count]
     return ", ".join(counts) or "0"
 
 

@@ -107,7 +107,8 @@ def holding(client: Client, vm: str, *requests: Sequence[Any]) -> Iterator[Held]
     taps = []
     for grant in grants:
         facts = {key: value.value for key, value in grant.items()}
-        taps.append(Tap([fds[index] for index in facts.pop("fds")], facts))
+        if "ifname" in facts:
+            taps.append(Tap([fds[index] for index in facts.pop("fds")], facts))
     held = Held(client, Lease(path, fds[hold], [], []), vm, taps)
     try:
         yield held
