@@ -51,7 +51,7 @@ READERS = {
 
 def test_the_file_has_what_it_should() -> None:
     """Or the rest of these would compare nothing with nothing."""
-    assert len(members()) == 12
+    assert len(members()) == 13
     assert members()[service.NAME, "Acquire"] == Member("a(sa{sv})a{sv}", "ohaa{sv}")
     assert members()[service.LEASE_INTERFACE, "LockMemory"] == Member("hta{sv}", "")
     assert {name: len(keys) for name, keys in documented().items()} == {
@@ -65,6 +65,7 @@ def test_the_file_has_what_it_should() -> None:
         "leases": 10,
         "facts": 14,
         "obstacles": 13,
+        "steps": 10,
     }
     assert len(errors()) == 15
 
@@ -149,6 +150,7 @@ def _reads() -> dict[str, dict[str, str]]:
         "read_lease": "leases",
         "read_diagnosis": "facts",
         "read_obstacle": "obstacles",
+        "read_trace": "steps",
     }
     found: dict[str, dict[str, str]] = {name: {} for name in (*names.values(), "requests")}
     for function in tree.body:

@@ -40,6 +40,7 @@ DEFAULTS = {
     "pci-assign": ("auth_admin", "auth_admin", "auth_admin"),
     "pci-network": ("auth_admin", "auth_admin", "auth_admin"),
     "reclaim": ("auth_admin", "auth_admin", "auth_admin"),
+    "trace": ("auth_admin", "auth_admin", "auth_admin"),
     "vm-start": ("auth_admin", "auth_admin", "auth_admin"),
 }
 

@@ -19,6 +19,7 @@ from .consent import asked
 from .custody import FIRST_RETRY_SECONDS, Custody
 from .diagnose import facts
 from .errors import Busy, Restarting
+from .following import Following, target
 from .kind import Offer, Owner
 from .lease import close_grants
 from .limits import Share, lockable_bytes
@@ -94,6 +95,7 @@ class Broker:
         #: Called when the number of leases may have changed.
         self._changed = changed
         self.custody = Custody(worker, leases, changed)
+        self._following = Following(bus, consent, worker, leases, host, config)
 
     # Section: methods of the contract
 
@@ -255,6 +257,13 @@ class Broker:
             what=f"process {pid}",
             bytes=size_bytes,
         )
+
+    async def trace(self, call: Call, lease: str, options: Fields) -> list[dict[str, object]]:
+        """Lease.Trace."""
+        interactive = options.flag("interactive") or call.interactive
+        wanted = target(options)
+        options.finish()
+        return await self._following.follow(call.caller, lease, wanted, interactive=interactive)
 
     async def list_networks(self, call: Call, options: Fields) -> list[dict[str, object]]:
         """ListNetworks."""

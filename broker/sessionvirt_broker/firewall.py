@@ -25,6 +25,8 @@ from .networkconfig import Mode
 from .policer import Policer
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
 from .rulewatch import port_of_libnftables
+from .tracewatch import TABLE
+from .tracing import end
 from .wholetable import additions, has_fixed_part, is_whole, outline
 
 if TYPE_CHECKING:
@@ -322,6 +324,12 @@ class Firewall:
         finally:
             self._nft.set_terse_output(False)
 
+    def forget_trace(self) -> None:
+        """Delete the table of a trace that a former broker did not live to end."""
+        tables = {t["table"]["name"] for t in self._list("tables", {"family": "inet"})}
+        if TABLE in tables:
+            end(self._run)
+
     def foreign_forward_drops(self) -> list[str]:
         """``family table chain`` of others' forward hooks whose policy is drop."""
         return [
@@ -432,6 +440,10 @@ class Firewall:
         if code:
             log.error("nft refused the fixed rules: %s", message)
         return bool(code == 0)
+
+    def run(self, commands: Commands) -> bool:
+        """One transaction of another module of ours, as JSON; whether nft took it."""
+        return self._run(commands)
 
     def _run(self, commands: Commands) -> bool:
         # PRIVILEGE: CAP_NET_ADMIN; JSON made from validated numbers, one transaction.

@@ -178,6 +178,20 @@ class Leases:
         """
         return self._own(lease_id, uid).owner
 
+    def addresses(self, lease_id: str, uid: int) -> tuple[Owner, list[str]]:
+        """Whose a lease is, and the addresses that its guest's interfaces were given.
+
+        :raise NotFound: as :meth:`owner`.
+        """
+        lease = self._own(lease_id, uid)
+        found: list[str] = []
+        for facts in self._all_facts(lease):
+            for key in ("ipv4", "ipv6"):
+                given = facts.get(key, ())
+                assert isinstance(given, tuple)
+                found += given
+        return lease.owner, found
+
     # Section: beginning
 
     def acquire(
@@ -426,6 +440,7 @@ class Leases:
 
         :return: lease and read end of each FIFO that is held; the caller owns the fds.
         """
+        self._host.firewall.forget_trace()
         judge = Judge(self._host, self._kinds, self._shared, self._undo)
         alive, dead = judge.look(self._journal.load())
         self._adopt([lease for lease, _ in alive])

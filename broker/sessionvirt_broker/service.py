@@ -387,6 +387,11 @@ async def _lock_memory(service: Service, call: Call, body: Sequence[Any], lease:
     return Reply([])
 
 
+async def _trace(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:
+    steps = await service.broker.trace(call, lease, _options(body[0]))
+    return Reply([[encode(step) for step in steps]])
+
+
 async def _ping(_: Service, _call: Call, _body: Sequence[Any], _lease: LeaseId) -> Reply:
     return Reply([])
 
@@ -409,6 +414,7 @@ MEMBERS: Mapping[tuple[str, str], Member] = {
     (LEASE_INTERFACE, "LockMemory"): Member("hta{sv}", "", _lock_memory, fds=1),
     (LEASE_INTERFACE, "Reclaim"): Member("a{sv}", "", _reclaim),
     (LEASE_INTERFACE, "Release"): Member("a{sv}", "", _release),
+    (LEASE_INTERFACE, "Trace"): Member("a{sv}", "aa{sv}", _trace),
     ("org.freedesktop.DBus.Peer", "Ping"): Member("", "", _ping),
     ("org.freedesktop.DBus.Introspectable", "Introspect"): Member("", "s", _introspect),
 }

@@ -99,7 +99,7 @@ complete -c sessionvirt -n '__sessionvirt_verb run' -l console \
     -d 'The machine\'s console is on this terminal'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l no-console \
     -d 'Leave the terminal alone'
-complete -c sessionvirt -n '__sessionvirt_verb run reclaim limit' -l no-ask-password \
+complete -c sessionvirt -n '__sessionvirt_verb run reclaim limit doctor' -l no-ask-password \
     -d 'Never ask; fail where a prompt is needed'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l timeout -x \
     -d 'End the machine after this many seconds'
@@ -126,3 +126,11 @@ complete -c sessionvirt -n '__sessionvirt_words networks export' \
     -a '(__sessionvirt_names network) (__sessionvirt_names bridge)'
 complete -c sessionvirt -n '__sessionvirt_verb devices' -l names \
     -d 'Only the addresses of what can be given to a machine'
+complete -c sessionvirt -n '__sessionvirt_verb doctor' -l trace \
+    -d 'Follow what the machine sends to an address'
+complete -c sessionvirt -n '__sessionvirt_verb doctor' -l to -x \
+    -d 'The IP address that it sends to'
+complete -c sessionvirt -n '__sessionvirt_verb doctor' -l port -x \
+    -d 'Only to this port'
+complete -c sessionvirt -n '__sessionvirt_verb doctor' -l seconds -x \
+    -d 'For so long'

@@ -219,6 +219,24 @@ class BrokerClient:
             path=lease, interface=LEASE_INTERFACE, interactive=interactive,
         )  # fmt: skip
 
+    async def trace(
+        self, lease: str, to: str, *, port: int, seconds: int, interactive: bool
+    ) -> tuple[data.TraceStep, ...]:
+        """Follow what a lease's guest sends to an address, and the answers, while this waits.
+
+        :param lease: its object path.
+        :param port: 0: any.
+        :param interactive: a prompt may be shown, and waited for.
+        """
+        options = _options(to=("s", to), seconds=("u", seconds), interactive=("b", interactive))
+        if port:
+            options |= _options(port=("u", port))
+        (rows,) = await self._ask(
+            "Trace", "a{sv}", [options], "aa{sv}",
+            path=lease, interface=LEASE_INTERFACE, interactive=interactive,
+        )  # fmt: skip
+        return tuple(data.read_trace(row) for row in read_rows(rows, "steps"))
+
     async def lock_memory(self, lease: str, process: int, amount: int) -> None:
         """Let a process lock memory; for a lease with a PCI device.
 
@@ -401,7 +419,7 @@ def _disconnected() -> BrokerUnavailableError:
     return BrokerUnavailableError("the connection to the system bus ended")
 
 
-def _options(**values: tuple[str, str | bool]) -> dict[str, object]:
+def _options(**values: tuple[str, str | bool | int]) -> dict[str, object]:
     from dbus_fast import Variant
 
     return {name: Variant(signature, value) for name, (signature, value) in values.items()}

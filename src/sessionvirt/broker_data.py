@@ -326,6 +326,22 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
+class TraceStep:
+    """One rule that a packet met, or the end of a chain; the contract says what each means."""
+
+    packet: int
+    direction: str
+    family: str
+    table: str
+    chain: str
+    handle: int
+    type: str
+    verdict: str
+    target: str
+    hook: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Facts about the host as the broker sees it; the contract says what each means."""
 
@@ -547,4 +563,20 @@ def read_obstacle(fields: Fields) -> Obstacle:
         priority=fields.number("priority", "i"),
         verdict=fields.text("verdict"),
         certainty=fields.text("certainty"),
+    )
+
+
+def read_trace(fields: Fields) -> TraceStep:
+    """Read one step of Trace."""
+    return TraceStep(
+        packet=fields.number("packet"),
+        direction=fields.text("direction"),
+        family=fields.text("family"),
+        table=fields.text("table"),
+        chain=fields.text("chain"),
+        handle=fields.number("handle", "t"),
+        type=fields.text("type"),
+        verdict=fields.text("verdict"),
+        target=fields.text("target"),
+        hook=fields.text("hook"),
     )

@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from dbus_fast import Variant
 
 from lab import host
+from lab.client import Client, RefusalError
+from lab.flushing import once
 from lab.outside import ADDRESS4, PORT, Outside
+from lab.users import User
 from sessionvirt.broker_data import Obstacle
 from sessionvirt.cli.firewallchecks import mend
 from sessionvirt.host.firewalls import Presence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lab.broker import Broker
-    from lab.client import Client, Lease
+    from lab.client import Lease
 
 pytestmark = pytest.mark.kernel
 
@@ -160,3 +164,80 @@ def test_everybody_is_told_of_his_own_only(lease: Lease, alices: Client, bobs: C
         assert obstacles(bobs, vm="web") == []
     finally:
         host.nft("delete", "table", "ip", "filter")
+
+
+# A packet followed
+
+
+def follow(client: Client, lease: Lease, meanwhile: Callable[[], object]) -> list[dict[str, Any]]:
+    """Trace for a second, in which the guest sends; without the rows of our own tables."""
+    options = {
+        "to": Variant("s", ADDRESS4),
+        "port": Variant("u", PORT),
+        "seconds": Variant("u", 1),
+    }
+
+    async def both() -> Any:
+        call = asyncio.ensure_future(client.ask("Trace", "a{sv}", options, lease=lease))
+        await under_way()
+        meanwhile()
+        return await call
+
+    rows = client.run(both()).body[0]
+    assert "inet sessionvirt_trace" not in host.tables()
+    return [{key: one.value for key, one in row.items()} for row in rows]
+
+
+async def under_way() -> None:
+    """Nobody says that a trace has begun but its table."""
+    while "inet sessionvirt_trace" not in host.tables():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+def test_a_packet_is_followed_to_the_rule_that_drops_it(lease: Lease, alices: Client) -> None:
+    subprocess.run(["nft", "-f", "-"], input=ADMINISTRATORS, text=True, check=True)
+    try:
+        tap = lease.tap
+        syn = tap.tcp4(tap.ask_arp(GATEWAY), ADDRESS4, (next(_ports), PORT))
+        steps = follow(alices, lease, lambda: tap.send(syn))
+        last = [one for one in steps if one["direction"] == "out"][-1]
+        assert (last["packet"], last["verdict"]) == (0, "drop")
+        assert (last["family"], last["table"], last["chain"]) == ("inet", "filter", "sorted")
+        assert last["type"] == "rule"
+        assert f"# handle {last['handle']}" in host.nft(
+            "--handle", "list", "chain", "inet", "filter", "sorted"
+        )
+        assert {"forward", "prerouting"} & {one["hook"] for one in steps}
+    finally:
+        host.nft("delete", "table", "inet", "filter")
+
+
+def test_a_packet_is_followed_out_and_its_answer_back(lease: Lease, alices: Client) -> None:
+    def passing() -> None:
+        assert reaches_outside(lease)
+
+    steps = follow(alices, lease, passing)
+    assert {one["direction"] for one in steps} == {"out", "in"}
+    assert {one["packet"] for one in steps if one["direction"] == "out"} == {0}
+    assert all(one["verdict"] != "drop" for one in steps)
+    assert {one["table"] for one in steps} >= {"sessionvirt"}
+
+
+def test_who_leaves_takes_the_trace_along(lease: Lease, alices: Client) -> None:
+    with pytest.raises(RefusalError) as missing:
+        alices.call("Trace", "a{sv}", {}, lease=lease)
+    assert missing.value.name == "InvalidArgs"
+    alice = User.named("alice")
+    with Client(alice) as other, Client(alice) as late:
+        options = {"to": Variant("s", ADDRESS4), "seconds": Variant("u", 60)}
+
+        async def begin() -> None:
+            call = asyncio.ensure_future(other.ask("Trace", "a{sv}", options, lease=lease))
+            await under_way()
+            call.cancel()
+
+        other.run(begin())
+        with pytest.raises(RefusalError) as second:
+            late.call("Trace", "a{sv}", options, lease=lease)
+        assert second.value.name == "Busy"
+    once(lambda: "inet sessionvirt_trace" not in host.tables(), alices)

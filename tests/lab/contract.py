@@ -63,6 +63,7 @@ def documented() -> dict[str, dict[str, str]]:
         "devices": _inline(_between(text, "devices   each: address", "-->"), "address"),
         "leases": _inline(_between(text, "leases    each: lease", "-->"), "lease"),
         "obstacles": _inline(_between(text, "obstacles each: lease", "-->"), "lease"),
+        "steps": _inline(_between(text, "of 32 packets: packet", "-->"), "packet"),
         "facts": _inline(_between(text, "facts     version", "-->"), "version"),
     }
     if "or bridge s, as asked for" in grant:

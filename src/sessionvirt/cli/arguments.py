@@ -148,6 +148,25 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
         help="of machines that run only this one: which rule of another firewall stops its packets",
     )
     _add_json(parser)
+    trace = parser.add_argument_group("with --trace", "An administrator is asked.")
+    trace.add_argument(
+        "--trace",
+        action="store_true",
+        help="follow what VM sends to an address through the rules of this host, and say where it "
+        "ends; have VM send something meanwhile",
+    )
+    trace.add_argument("--to", metavar="ADDRESS", help="the IP address that VM sends to")
+    trace.add_argument("--port", type=_port, default=0, metavar="N", help="only to this port there")
+    trace.add_argument(
+        "--seconds",
+        type=_minute,
+        default=10,
+        metavar="S",
+        help="for so long (default: 10; up to 60)",
+    )
+    trace.add_argument(
+        "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +256,20 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _port(text: str) -> int:
+    number = _positive(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
+    return number
+
+
+def _minute(text: str) -> int:
+    number = _positive(text)
+    if number > 60:
+        raise argparse.ArgumentTypeError(f"{text} is more than 60")
     return number
 
 

@@ -32,6 +32,10 @@ _COLOURS: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "r
 
 def main(args: argparse.Namespace) -> int:
     """Print the checks; returns 1 where there is a problem."""
+    if args.trace or args.to:
+        from . import tracing
+
+        return tracing.main(args)
     checks, facts, obstacles = asyncio.run(_examine(args.vm))
     if args.json:
         rows = [{**asdict(check), "level": check.level.value} for check in checks]
