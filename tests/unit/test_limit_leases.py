@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lab.nofirewall import no_firewall
 from sessionvirt_broker.bandwidth import BandwidthKind
 from sessionvirt_broker.config import BUILTIN
 from sessionvirt_broker.errors import HostFailure, InvalidRequest, LimitsExceeded, NotFound
@@ -143,14 +144,7 @@ class Lab:
 
     def broker(self) -> Leases:
         nothing = lambda *_: None  # noqa: E731
-        firewall: Any = SimpleNamespace(
-            policer=self.kernel,
-            add_tap=nothing,
-            remove_tap=nothing,
-            adopt=nothing,
-            drops=dict,
-            kept=tuple,
-        )
+        firewall = no_firewall(policer=self.kernel)
         links: Any = self.kernel
         absent = self.root / "absent"
         vfio: Any = SimpleNamespace(let_go=nothing)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab.fakesysfs import FakeSysfs
+from lab.nofirewall import no_firewall
 from sessionvirt_broker import acl
 from sessionvirt_broker.config import BUILTIN
 from sessionvirt_broker.errors import Busy, LimitsExceeded, NotFound
@@ -94,10 +95,7 @@ class Lab:
 
     def broker(self) -> Leases:
         links: Any = SimpleNamespace(addresses=dict, default_routes=frozenset)
-        policer = SimpleNamespace(adopt=lambda *_: None)
-        firewall: Any = SimpleNamespace(
-            drops=dict, adopt=lambda *_: None, policer=policer, kept=tuple
-        )
+        firewall = no_firewall()
         absent = self.root / "absent"
         host = Host(links, firewall, Paths(self.root, absent, absent, absent), None, self.kernel)
         names = PciNames(absent, absent)
