@@ -20,6 +20,7 @@ from sessionvirt import broker_errors as wording
 from sessionvirt.broker_requests import (
     BandwidthRequest,
     DirectRequest,
+    FilterRequest,
     PciRequest,
     Rate,
     Request,
@@ -195,6 +196,21 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
             PciRequest("0000:03:10.0", mac="52:54:00:00:00:01", vlan=42),
         ),
         "bandwidth": (BandwidthRequest("tap0", Rate(1, 2, 3), Rate(1, 2, 3)),),
+        "filter": (
+            FilterRequest(
+                "tap0",
+                deny_outbound=("tcp:1",),
+                allow_outbound=("tcp:1",),
+                deny_inbound=("tcp:1",),
+                allow_inbound=("tcp:1",),
+                deny=("arp",),
+                only_mac=("52:54:00:00:00:01",),
+                addresses=("10.0.0.1",),
+                no_broadcast=True,
+                no_multicast4=True,
+                no_multicast6=True,
+            ),
+        ),
     }
     assert {one.kind for each in requests.values() for one in each} == set(parameters())
     for kind, each in requests.items():

@@ -102,6 +102,7 @@ def _unrecorded(host: Host, journal: Journal) -> list[str]:
         host.firewall.remove()
         host.firewall.egress.remove()
         host.firewall.policer.adopt({})
+        host.firewall.filters.delete()
     except HostFailure as error:
         lines.append(str(error))
     names = sorted(path.name for path in _SYS_CLASS_NET.iterdir())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .chains import client
 from .egress import Egress
 from .errors import HostFailure
+from .filterrules import REASON, Filters
 from .networkconfig import Mode
 from .policer import Policer
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .egress import MacvtapRules
+    from .filterrules import FilterRules
     from .upkeep import Kept
 
 log = logging.getLogger(__name__)
@@ -167,10 +169,13 @@ class Firewall:
         self.egress = Egress(self._load, self._run, self._list)
         #: The table of limits, likewise.
         self.policer = Policer(self._run, self._list)
+        #: The table of filters, likewise.
+        self.filters = Filters(self._load, self._run, self._list)
 
     def kept(self) -> tuple[Kept, ...]:
         """All that is put back where somebody takes it away."""
-        return (self, self.egress, self.policer)
+        # Filters first: a guest with one must not be served without it.
+        return (self.filters, self, self.egress, self.policer)
 
     @property
     def port(self) -> int:
@@ -218,10 +223,13 @@ class Firewall:
     def _markers(self, table: tuple[str, str]) -> set[str] | None:
         """The markers in the table of our name; None: there is no such table."""
         family, name = table
-        if name not in {t["table"]["name"] for t in self._list("tables", {"family": family})}:
-            return None
         chains = self._list("chains", {"family": family})
         named = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
+        # Only then, for nft 1.0.6 reads everything there is to list the tables (filterrules.py).
+        if not named and name not in {
+            t["table"]["name"] for t in self._list("tables", {"family": family})
+        }:
+            return None
         return {one for one in named if MARKERS.fullmatch(one)}
 
     def adopt(
@@ -229,10 +237,17 @@ class Firewall:
         taps: Iterable[TapRules],
         networks: Iterable[NetworkRules],
         macvtaps: Iterable[MacvtapRules] = (),
+        filters: Iterable[FilterRules] = (),
     ) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
         self._taps = {rules.ifname: rules for rules in taps}
         self._networks = set(networks)
+        try:
+            self.filters.adopt(filters)
+        finally:
+            self._adopt_others(macvtaps)
+
+    def _adopt_others(self, macvtaps: Iterable[MacvtapRules]) -> None:
         try:
             if self._taps or self._networks:
                 self._rebuild()
@@ -302,6 +317,8 @@ class Firewall:
             for ifname, packets in self._counters(reason).items():
                 if packets:
                     result.setdefault(ifname, {})[reason] = packets
+        for ifname, packets in self.filters.drops().items():
+            result.setdefault(ifname, {})[REASON] = packets
         return result | self.egress.drops()
 
     def _counters(self, reason: str) -> dict[str, int]:

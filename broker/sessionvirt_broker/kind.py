@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from .config import Configuration
     from .egress import MacvtapRules
+    from .filterrules import FilterRules
     from .firewall import NetworkRules, TapRules
     from .host import Host
     from .limits import Share
@@ -141,6 +142,7 @@ class Adopted:
     networks: list[NetworkRules]
     macvtaps: list[MacvtapRules] = field(default_factory=list)
     limits: list[TapLimits] = field(default_factory=list)
+    filters: list[FilterRules] = field(default_factory=list)
 
 
 class ResourceKind(Protocol):

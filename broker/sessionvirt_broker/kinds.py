@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .bandwidth import BandwidthKind, LimitTap
 from .devices import Devices
 from .dnsmasq import HostEntry, NetworkFiles, RunDnsmasq
+from .filters import FilterFrames, FilterKind
 from .forwarding import BridgeForward, Forward
 from .hostdev import PciKind
 from .macvtap import CreateMacvtap, DirectKind, EgressTable, FilterMacvtap, OpenMacvtap
@@ -47,6 +48,7 @@ STEPS: Mapping[str, type[Step]] = {
         CreateMacvtap,
         CreateTap,
         EgressTable,
+        FilterFrames,
         FilterMacvtap,
         FilterTap,
         FirewallTables,
@@ -89,6 +91,9 @@ def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False)
     pci = PciKind(sys, proc, names, drivers, replaceable=replaceable)
     tap = TapKind(machine_id, sys / "class/net")
     direct = DirectKind(machine_id, sys / "class/net", tap.lan_macs)
-    kinds: tuple[ResourceKind, ...] = (tap, direct, pci, BandwidthKind())
+    kinds: tuple[ResourceKind, ...] = (
+        *(tap, direct, pci),
+        *(BandwidthKind(), FilterKind(tap.networks)),
+    )
     devices = Devices(sys, pci, names, drivers)
     return Kinds({kind.name: kind for kind in kinds}, devices, tap.networks)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .steps import Step
 
 RECORD_PREFIX = "lease-"
+#: Kinds that only take away. What they rest on goes first: while a guest can still send, it is kept
+#: from what it was.
+_LAST = frozenset({"filter"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,8 @@ class Lease:
         """These parts and those that do not outlive them, in the order in which they are undone."""
         gone = set(names)
         gone |= {name for name, on in self.rests.items() if on in gone}
-        return [name for name in reversed(self.record.parts) if name in gone]
+        order = [name for name in reversed(self.record.parts) if name in gone]
+        return sorted(order, key=lambda name: kind_word(name) in _LAST)
 
     def is_sound(self, kinds: Mapping[str, ResourceKind], shared: SharedResources) -> bool:
         """Whether a record that was read back can be used as a lease, and not only undone."""

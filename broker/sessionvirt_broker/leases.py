@@ -336,7 +336,7 @@ class Leases:
         """Undo every part, and what nobody needs then."""
         grants = self._all_facts(lease)
         used = {one for ids in lease.shared.values() for one in ids}
-        for name in reversed(list(lease.record.parts)):
+        for name in lease.with_what_rests(lease.record.parts):
             self._take_part(lease, name)
         (self._host.paths.holds / lease.id).unlink(missing_ok=True)
         self._undo.retry()
@@ -466,7 +466,9 @@ class Leases:
                 self._kind_of(name).adopt(steps, adopted)
                 self._count(lease, name)
         try:
-            self._host.firewall.adopt(adopted.taps, adopted.networks, adopted.macvtaps)
+            self._host.firewall.adopt(
+                adopted.taps, adopted.networks, adopted.macvtaps, adopted.filters
+            )
         except HostFailure as error:
             # Nothing new is given then, but what there is can be given back.
             log.exception("the firewall could not be taken over")

@@ -38,6 +38,8 @@ class Limits:
     #: Of /dev/vhost-net, open on the whole host, whoever opened them.
     vhost_descriptors: int = 1024
     devices_per_user: int = 8
+    #: In the lists of filters; a filter without lists is one.
+    filter_entries_per_user: int = 1024
     prompts_per_user: int = 4
     prompts_per_sender: int = 1
     calls_pending_per_user: int = 32
@@ -56,6 +58,7 @@ class Share:
     """What a user has, or is about to get.
 
     :param fds: what devices come with; a queue is one by itself.
+    :param filter_entries: in the lists of filters.
     """
 
     leases: int = 0
@@ -63,6 +66,7 @@ class Share:
     queues: int = 0
     devices: int = 0
     fds: int = 0
+    filter_entries: int = 0
 
     def plus(self, other: Share) -> Share:
         """Both together."""
@@ -73,7 +77,9 @@ class Share:
         return Share(*(mine - less for mine, less in zip(self, other, strict=True)))
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.leases, self.taps, self.queues, self.devices, self.fds))
+        return iter(
+            (self.leases, self.taps, self.queues, self.devices, self.fds, self.filter_entries)
+        )
 
 
 class Usage:
@@ -146,6 +152,7 @@ def check(held: Share, wanted: Share, total: int, limits: Limits) -> None:
         ("taps_per_user", both.taps, limits.taps_per_user),
         ("queues_per_user", both.queues, limits.queues_per_user),
         ("devices_per_user", both.devices, limits.devices_per_user),
+        ("filter_entries_per_user", both.filter_entries, limits.filter_entries_per_user),
         ("leases_total", total + wanted.leases, limits.leases_total),
         # A queue is an fd, and so is the hold of a new lease.
         ("fds_per_call", wanted.queues + wanted.fds + wanted.leases, _FDS_PER_ANSWER),

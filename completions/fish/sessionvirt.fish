@@ -55,6 +55,8 @@ complete -c sessionvirt -n __sessionvirt_verb -a limit \
     -d 'Show or change how much a running machine receives and sends'
 complete -c sessionvirt -n __sessionvirt_verb -a reclaim \
     -d 'End a machine and take back what it has of this host'
+complete -c sessionvirt -n __sessionvirt_verb -a filter \
+    -d 'Show or change what a running machine may send and receive'
 complete -c sessionvirt -n __sessionvirt_verb -a doctor \
     -d 'Check what this host can do, and say what to do where it cannot'
 
@@ -93,6 +95,19 @@ complete -c sessionvirt -n '__sessionvirt_verb run plan' -l pci -x -a '(__sessio
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l with-group \
     -d 'With a PCI device may go all of its isolation group'
 
+complete -c sessionvirt -n '__sessionvirt_verb run plan filter' -l deny-outbound -x \
+    -d 'What the guest may not begin'
+complete -c sessionvirt -n '__sessionvirt_verb run plan filter' -l allow-outbound -x \
+    -d 'The only things that it may begin'
+complete -c sessionvirt -n '__sessionvirt_verb run plan filter' -l deny-inbound -x \
+    -d 'What others may not begin with it'
+complete -c sessionvirt -n '__sessionvirt_verb run plan filter' -l allow-inbound -x \
+    -d 'The only things that they may'
+complete -c sessionvirt -n '__sessionvirt_verb filter' -l interface -x \
+    -d 'Which one, where there are several'
+complete -c sessionvirt -n '__sessionvirt_verb filter' -l none \
+    -d 'No lists any more'
+
 complete -c sessionvirt -n '__sessionvirt_verb run' -l dry-run \
     -d 'The same as plan'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l console \
@@ -106,7 +121,7 @@ complete -c sessionvirt -n '__sessionvirt_verb run' -l timeout -x \
 complete -c sessionvirt -n '__sessionvirt_verb run' -s q -l quiet \
     -d 'Errors only'
 
-complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases limit doctor' -l json \
+complete -c sessionvirt -n '__sessionvirt_verb plan networks devices leases limit filter doctor' -l json \
     -d 'For programs: stable, versioned keys'
 complete -c sessionvirt -n '__sessionvirt_verb limit' -l interface -x \
     -d 'Which one, counted from 0, or by its MAC address'

@@ -18,6 +18,7 @@ from .broker_requests import (
     FDS_PER_DEVICE,
     BandwidthRequest,
     DirectRequest,
+    FilterRequest,
     PciRequest,
     Rate,
     Request,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from .descriptors import Fd
 
 __all__ = [
-    "BandwidthGrant", "BandwidthRequest", "DeviceInfo", "Diagnosis", "Grant", "Lease", "LeaseInfo",
-    "NetworkInfo", "PciGrant", "PciRequest", "Plan", "PlannedRequest", "Rate", "Request", "Step",
-    "TapGrant", "TapRequest",
+    "BandwidthGrant", "BandwidthRequest", "DeviceInfo", "Diagnosis", "FilterGrant", "FilterRequest",
+    "Grant", "Lease", "LeaseInfo", "NetworkInfo", "PciGrant", "PciRequest", "Plan",
+    "PlannedRequest", "Rate", "Request", "Step", "TapGrant", "TapRequest",
 ]  # fmt: skip
 
 
@@ -180,7 +181,55 @@ class BandwidthGrant:
         return ()
 
 
-Grant: TypeAlias = TapGrant | PciGrant | BandwidthGrant
+@dataclass(frozen=True)
+class FilterGrant:
+    """What a guest may not.
+
+    :param id: its name within the lease.
+    :param tap: that of the TAP.
+    """
+
+    id: str
+    kind: str
+    tap: str
+    deny_outbound: tuple[str, ...] = ()
+    allow_outbound: tuple[str, ...] = ()
+    deny_inbound: tuple[str, ...] = ()
+    allow_inbound: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    only_mac: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    no_broadcast: bool = False
+    no_multicast4: bool = False
+    no_multicast6: bool = False
+
+    @property
+    def descriptors(self) -> tuple[Fd, ...]:
+        """None come with it."""
+        return ()
+
+    @property
+    def fds(self) -> tuple[Fd, ...]:
+        """Likewise."""
+        return ()
+
+    @property
+    def words(self) -> str:
+        """What it forbids, for a table."""
+        lists = ("deny_outbound", "allow_outbound", "deny_inbound", "allow_inbound")
+        said = [f"{n.replace('_', ' ')} {', '.join(v)}" for n in lists if (v := getattr(self, n))]
+        if self.deny:
+            said.append(f"no {', '.join(self.deny)}")
+        if self.only_mac:
+            said.append(f"only with {', '.join(self.only_mac)}")
+        if self.addresses:
+            said.append(f"only from {', '.join(self.addresses)}")
+        flags = {"no_broadcast": "broadcast", "no_multicast4": "multicast",
+                 "no_multicast6": "IPv6 multicast"}  # fmt: skip
+        return "; ".join([*said, *(f"no {w}" for n, w in flags.items() if getattr(self, n))])
+
+
+Grant: TypeAlias = TapGrant | PciGrant | BandwidthGrant | FilterGrant
 
 
 @dataclass(frozen=True)
@@ -300,6 +349,10 @@ class LeaseInfo:
     process: int
     degraded: str = ""
 
+    def filters(self, tap: str) -> tuple[FilterGrant, ...]:
+        """Those of a TAP, by its grant's id; the last one holds."""
+        return tuple(one for one in self.grants if isinstance(one, FilterGrant) and one.tap == tap)
+
     @property
     def name(self) -> str:
         """What people call it: the last part of its path."""
@@ -373,6 +426,8 @@ def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
         return read_pci(fields, fds)
     if kind == BandwidthRequest.kind:
         return read_bandwidth(fields)
+    if kind == FilterRequest.kind:
+        return read_filter(fields)
     raise malformed(f"a grant of the unknown kind {kind!r}")
 
 
@@ -452,6 +507,25 @@ def read_bandwidth(fields: Fields) -> BandwidthGrant:
         tap=fields.text("tap"),
         inbound=inbound if inbound.average else None,
         outbound=outbound if outbound.average else None,
+    )
+
+
+def read_filter(fields: Fields) -> FilterGrant:
+    """Read the grant of a filter."""
+    return FilterGrant(
+        id=fields.text("id"),
+        kind=fields.text("kind"),
+        tap=fields.text("tap"),
+        deny_outbound=fields.texts("deny_outbound"),
+        allow_outbound=fields.texts("allow_outbound"),
+        deny_inbound=fields.texts("deny_inbound"),
+        allow_inbound=fields.texts("allow_inbound"),
+        deny=fields.texts("deny"),
+        only_mac=fields.texts("only_mac"),
+        addresses=fields.texts("addresses"),
+        no_broadcast=fields.flag("no_broadcast"),
+        no_multicast4=fields.flag("no_multicast4"),
+        no_multicast6=fields.flag("no_multicast6"),
     )
 
 

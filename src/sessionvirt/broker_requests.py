@@ -6,14 +6,14 @@ What this never does: know whether there is such a thing. The broker says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Final, TypeAlias
 
 from .errors import UsageError
 
 __all__ = [
-    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "BandwidthRequest", "DirectRequest", "Parameters",
-    "PciRequest", "Rate", "Request", "TapRequest",
+    "FDS_PER_ANSWER", "FDS_PER_DEVICE", "BandwidthRequest", "DirectRequest", "FilterRequest",
+    "Parameters", "PciRequest", "Rate", "Request", "TapRequest",
 ]  # fmt: skip
 
 #: What a request sends: name to D-Bus type and value.
@@ -202,4 +202,33 @@ class BandwidthRequest:
         return sent
 
 
-Request: TypeAlias = TapRequest | DirectRequest | PciRequest | BandwidthRequest
+@dataclass(frozen=True)
+class FilterRequest:
+    """What a guest may not, of what its TAP permits. The contract says what each list is.
+
+    :param tap: the id of the TAP's grant.
+    """
+
+    kind: ClassVar[str] = "filter"
+
+    tap: str
+    deny_outbound: tuple[str, ...] = ()
+    allow_outbound: tuple[str, ...] = ()
+    deny_inbound: tuple[str, ...] = ()
+    allow_inbound: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    only_mac: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    no_broadcast: bool = False
+    no_multicast4: bool = False
+    no_multicast6: bool = False
+
+    def parameters(self) -> Parameters:
+        """Return what is sent."""
+        said = {item.name: getattr(self, item.name) for item in fields(self)}
+        lists = {name: ("as", list(v)) for name, v in said.items() if isinstance(v, tuple) and v}
+        flags = {name: ("b", True) for name, value in said.items() if value is True}
+        return {"tap": ("s", self.tap), **lists, **flags}
+
+
+Request: TypeAlias = TapRequest | DirectRequest | PciRequest | BandwidthRequest | FilterRequest

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
     from lab.users import User
 
-__all__ = ["INTERFACE", "PATH", "Client", "Lease", "RefusalError", "direct", "network_tap"]
+__all__ = [
+    "INTERFACE",
+    "PATH",
+    "Client",
+    "Lease",
+    "RefusalError",
+    "direct",
+    "frame_filter",
+    "network_tap",
+]
 
 PATH = "/org/sessionvirt/Broker1"
 INTERFACE = NAME
@@ -67,8 +76,13 @@ def direct(**fields: Any) -> tuple[str, dict[str, Variant]]:
     return "direct", _typed(fields)
 
 
+def frame_filter(tap: str = "tap0", **fields: Any) -> tuple[str, dict[str, Variant]]:
+    """A request for a filter of a TAP's; its lists are lists of text."""
+    return "filter", _typed({"tap": tap, **fields})
+
+
 def _typed(values: dict[str, Any]) -> dict[str, Variant]:
-    types = {bool: "b", int: "u", str: "s"}
+    types = {bool: "b", int: "u", str: "s", list: "as"}
     return {key: Variant(types[type(value)], value) for key, value in values.items()}
 
 
@@ -101,6 +115,12 @@ class Lease:
         added = _taps(reply.body[0], reply.unix_fds)
         self.taps += added
         return added
+
+    def filter(self, **fields: Any) -> str:
+        """Lease.Add of a filter; its id."""
+        wanted = [frame_filter(**fields)]
+        reply = self.client.call("Add", "a(sa{sv})a{sv}", wanted, {}, lease=self)
+        return str(reply.body[0][0]["id"].value)
 
     def drop(self, *names: str) -> None:
         """Lease.Drop."""

@@ -56,7 +56,7 @@ def documented() -> dict[str, dict[str, str]]:
     found = {
         "grant": _table(grant),
         "pci": _table(_between(text, "A grant of a PCI device is a{sv} with", "A grant of")),
-        "bandwidth": _table(_between(text, "A grant of a bandwidth is a{sv} with", "-->")),
+        "bandwidth": _table(_between(text, "A grant of a bandwidth is a{sv} with", "A grant of")),
         "plan": _table(" " * 19 + "verdict" + plan),
         "requests": _inline(_between(plan, "in order: kind", "steps "), "kind"),
         "networks": _inline(_between(text, "networks  each: name", "-->"), "name"),
@@ -78,7 +78,8 @@ def parameters() -> dict[str, dict[str, str]]:
         "tap": _table(_between(text, '"tap"  a TAP device', '"direct"')),
         "direct": _table(_between(text, '"direct"  a macvtap device', '"pci"')),
         "pci": _table(_between(text, '"pci"  a PCI device', '"bandwidth"')),
-        "bandwidth": _table(_between(text, '"bandwidth"  how much', "A grant of")),
+        "bandwidth": _table(_between(text, '"bandwidth"  how much', '"filter"')),
+        "filter": _table(_between(text, '"filter"  what a guest may not', "A TCP segment")),
     }
 
 

@@ -61,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     _add_json(verbs.add_parser("leases", help=text, description=_sentence(text)))
     text = "check what this host can do, and say what to do where it cannot"
     _add_doctor(verbs.add_parser("doctor", help=text, description=_sentence(text)))
+    text = "show or change what a running machine may send and receive"
+    _add_filter(verbs.add_parser("filter", help=text, description=_sentence(text)))
     return top
 
 
@@ -191,6 +193,7 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with a PCI device, also one of an XML file, may go all of its isolation group",
     )
+    _add_lists(parser.add_argument_group("filters", "Of each network and bridge interface."))
     quick = parser.add_argument_group("without XML", "These describe the machine of a disk image.")
     quick.add_argument("--name", help="the machine's name (default: the file's)")
     quick.add_argument("--memory", type=_positive, metavar="MIB", help="in MiB (default: 1024)")
@@ -227,6 +230,30 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
     quick.add_argument("--kernel", metavar="FILE", help="boot this kernel instead of the disk")
     quick.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
     quick.add_argument("--append", metavar="TEXT", help="its command line")
+
+
+def _add_lists(parser: argparse._ActionsContainer) -> None:
+    for name, text in (
+        ("--deny-outbound", "what the guest may not begin, such as 10.0.0.0/8 or tcp:25"),
+        ("--allow-outbound", "the only things that it may begin"),
+        ("--deny-inbound", "what others may not begin with it"),
+        ("--allow-inbound", "the only things that they may, such as tcp:22@192.0.2.0/24"),
+    ):
+        parser.add_argument(name, action="append", metavar="ENTRY", help=f"{text}; repeatable")
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "vm", metavar="VM", help="a running machine, or its lease, as 'leases' lists them"
+    )
+    parser.add_argument(
+        "--interface",
+        metavar="NUMBER|MAC",
+        help="which one, counted from 0, where the machine has several",
+    )
+    _add_lists(parser)
+    parser.add_argument("--none", action="store_true", help="no lists any more")
+    _add_json(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

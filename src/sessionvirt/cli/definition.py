@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sessionvirt.errors import NotFoundError, UsageError
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.bandwidth import Bandwidth
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.quick import QuickNetwork
 
-__all__ = ["load_domain"]
+__all__ = ["lists_of", "load_domain"]
 
 #: Options that describe a machine without XML.
 _QUICK: Final = (
@@ -52,6 +54,19 @@ def load_domain(args: argparse.Namespace) -> Domain:
         initrd=_readable(args.initrd),
         append=args.append,
     )
+
+
+def lists_of(args: argparse.Namespace) -> GuestFilter:
+    """The lists of a command line.
+
+    :raise UsageError: an entry is none.
+    """
+    from sessionvirt.model.filter import LISTS, NO_FILTER, check_entry
+
+    said: dict[str, Any] = {
+        name: tuple(map(check_entry, getattr(args, name) or ())) for name in LISTS
+    }
+    return replace(NO_FILTER, **said)
 
 
 def _from_xml(args: argparse.Namespace) -> Domain:

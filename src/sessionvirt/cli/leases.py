@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sessionvirt.broker_client import BrokerClient
-from sessionvirt.broker_data import BandwidthGrant, PciGrant
+from sessionvirt.broker_data import BandwidthGrant, FilterGrant, PciGrant
 
 from . import status
 from .output import moment, print_json, print_table, say
@@ -83,6 +83,8 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
         return on, grant.address, grant.mac, name
     if isinstance(grant, BandwidthGrant):
         return f"{grant.tap}, a limit", "", "", limit_words(grant)
+    if isinstance(grant, FilterGrant):
+        return f"filter of {grant.tap}", "", "", grant.words
     on = grant.network or grant.bridge or grant.device
     if grant.mode:
         on = f"{on} {grant.mode}"

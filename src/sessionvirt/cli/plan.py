@@ -12,16 +12,18 @@ from sessionvirt.broker_data import Plan, Step
 from sessionvirt.driver.lease import broker_requests
 from sessionvirt.driver.rehearsal import rehearse
 from sessionvirt.driver.settings import choose_accelerator
+from sessionvirt.model.filterref import remarks
 from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.qemu import capabilities as qemu_capabilities
 from sessionvirt.qemu.wiring import Accelerator
 
 from . import status
-from .definition import load_domain
+from .definition import lists_of, load_domain
 from .output import paint, print_json, print_table
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from sessionvirt.model.domain import Domain
 
@@ -39,7 +41,10 @@ def main(args: argparse.Namespace) -> int:
 async def _main(args: argparse.Namespace, domain: Domain) -> int:
     command, accelerator = await _command(domain)
     requests = broker_requests(
-        domain, with_group=args.with_group, vhost=accelerator is Accelerator.KVM
+        domain,
+        with_group=args.with_group,
+        vhost=accelerator is Accelerator.KVM,
+        lists=lists_of(args),
     )
     plan = _NOTHING
     if requests:
@@ -49,7 +54,8 @@ async def _main(args: argparse.Namespace, domain: Domain) -> int:
             plan = await client.plan(requests, domain.name)
         plan = replace(plan, steps=(*plan.steps, *_memory(domain)))
     if args.json:
-        print_json({"vm": domain.name, **asdict(plan), "command": list(command)})
+        said = list(_remarks(domain))
+        print_json({"vm": domain.name, **asdict(plan), "remarks": said, "command": list(command)})
     else:
         _print(domain, plan, command if args.verbose else ())
     return status.DENIED if plan.verdict == "no" else status.OK
@@ -62,6 +68,12 @@ def _memory(domain: Domain) -> tuple[Step, ...]:
         return ()
     words = f"let QEMU lock {amount / (1 << 30):.1f} GiB of memory"
     return (Step(words, "nothing: it ends with QEMU"),)
+
+
+def _remarks(domain: Domain) -> Iterator[str]:
+    """What the filters of a definition do that their names do not say."""
+    for number, nic in enumerate(domain.interfaces):
+        yield from (f"interface {number}, {one}" for one in remarks(nic))
 
 
 async def _command(domain: Domain) -> tuple[tuple[str, ...], Accelerator]:
@@ -97,6 +109,8 @@ def _print(domain: Domain, plan: Plan, command: tuple[str, ...]) -> None:
         print_table(("", "CHANGE OF THIS HOST", "UNDONE BY"), [row[:3] for row in rows])
     else:
         print("Nothing on this host changes.")
+    for remark in _remarks(domain):
+        print(f"note: {remark}")
     if command:
         print(f"\n{paint('QEMU', 'bold')} (descriptors and given addresses are examples):")
         print(shlex.join(command))

@@ -25,7 +25,7 @@ from sessionvirt.states import DomainState
 from . import status
 from .agent import terminal_agent
 from .console import ConsoleCopy, raw_terminal
-from .definition import load_domain
+from .definition import lists_of, load_domain
 from .output import say
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from sessionvirt.driver.outcome import Outcome
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.filter import GuestFilter
 
 __all__ = ["main"]
 
@@ -53,14 +54,14 @@ class _InterruptedError(Exception):
 
 def main(args: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    domain = load_domain(args)
+    domain, lists = load_domain(args), lists_of(args)
     try:
-        return asyncio.run(_main(args, domain))
+        return asyncio.run(_main(args, domain, lists))
     except _InterruptedError as interruption:
         return status.SIGNAL + interruption.number
 
 
-async def _main(args: argparse.Namespace, domain: Domain) -> int:
+async def _main(args: argparse.Namespace, domain: Domain, lists: GuestFilter) -> int:
     ours, theirs = socket.socketpair()
     wanted = args.console and _has_console(domain)
     with ours, theirs:
@@ -69,6 +70,7 @@ async def _main(args: argparse.Namespace, domain: Domain) -> int:
             pci_with_group=args.with_group,
             own_group=sys.stdin.isatty(),
             console=theirs.fileno() if wanted else None,
+            lists=lists,
         )
         async with VirtualMachine(domain, settings) as vm:
             with _Run(vm, quiet=args.quiet) as run:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_requests import Rate
     from sessionvirt.host.kvm import Kvm
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command import Command
@@ -173,6 +174,7 @@ class VirtualMachine:
             with_group=settings.pci_with_group,
             fds=capabilities.takes_iommufd,
             vhost=accelerator is Accelerator.KVM,
+            lists=settings.lists,
         )
         if requests:
             from .rehearsal import rehearse
@@ -216,6 +218,7 @@ class VirtualMachine:
             capabilities=capabilities,
             vhost=accelerator is Accelerator.KVM,
             with_group=settings.pci_with_group,
+            lists=settings.lists,
             broker=lambda: connect_broker(settings.bus_address),
         )
         return monitor, child, hotplug
@@ -375,6 +378,19 @@ class VirtualMachine:
         asks = self.settings.interactive if interactive is None else interactive
         plugs = self._plugs("limit an interface")
         await plugs.set_bandwidth(which, inbound, outbound, interactive=asks)
+
+    async def set_filter(self, which: str, lists: GuestFilter) -> GuestFilter:
+        """Put these lists in place of what an interface's guest may not, without a moment between
+        and without an end of its connections. What a ``<filterref>`` forbids stays.
+
+        :param which: its id, or its MAC address.
+        :param lists: ``GuestFilter()``: none any more.
+        :return: what holds now.
+        :raise StateError: the machine does not run.
+        :raise NotFoundError: it has no such interface of the broker's.
+        :raise SessionvirtError: whatever the broker says; the former lists hold then.
+        """
+        return await self._plugs("change a filter").set_filter(which, lists)
 
     def _plugs(self, what: str) -> HotPlug:
         require(self._state, DomainState.RUNNING, DomainState.PAUSED, what=what)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sessionvirt.errors import NotFoundError, SessionvirtError, StateError
 
+from .filters import exchange, filter_request
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_data import Grant as Told
     from sessionvirt.broker_data import Lease
     from sessionvirt.broker_requests import Rate, Request
+    from sessionvirt.model.filter import GuestFilter
     from sessionvirt.qemu.process import Child
     from sessionvirt.qemu.qmp import Monitor
 
@@ -178,6 +181,20 @@ class Grants:
             await set_limit(
                 client, grant.lease, grant.id, inbound, outbound, interactive=interactive
             )
+
+    async def filter(self, grant: Grant, wanted: GuestFilter) -> None:
+        """Have a TAP filtered from the beginning; it goes with the TAP.
+
+        :raise SessionvirtError: whatever the broker says.
+        """
+        async with await self._broker() as client:
+            request = filter_request(grant.id, wanted)
+            await client.add(grant.lease, (request,), interactive=False)
+
+    async def exchange(self, grant: Grant, lists: GuestFilter) -> GuestFilter:
+        """As :func:`.filters.exchange`."""
+        async with await self._broker() as client:
+            return await exchange(client, grant.lease, grant.id, lists)
 
     # --- giving back
 

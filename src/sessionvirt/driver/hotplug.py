@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from sessionvirt.errors import BusyError
 from sessionvirt.model.check import check_hostdev
+from sessionvirt.model.filter import NO_FILTER
 from sessionvirt.model.interface import Interface, host_devices
 from sessionvirt.model.memory_lock import lock_limit
 from sessionvirt.model.needs import pci_need
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_requests import PciRequest, Rate
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.interface import HostPci
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.pci import Place
@@ -93,7 +95,7 @@ class HotPlug:
     :param free: where a device can be plugged in.
     :param capabilities: of the QEMU that runs.
     :param vhost: as of :func:`.network.connect`.
-    :param with_group: as in ``Settings``.
+    :param with_group: as in ``Settings``, and so is ``lists``.
     :param broker: connects to the broker.
     """
 
@@ -110,6 +112,7 @@ class HotPlug:
         vhost: bool,
         with_group: bool,
         broker: Connect,
+        lists: GuestFilter = NO_FILTER,
     ) -> None:
         from sessionvirt.qemu.board import hostdev_id
 
@@ -118,7 +121,14 @@ class HotPlug:
         self._grants = Grants(domain.name, monitor, child, lease, broker)
         self._slots = Slots(monitor, free)
         self._interfaces = Interfaces(
-            domain, monitor, self._grants, self._slots, joined, capabilities, vhost=vhost
+            domain,
+            monitor,
+            self._grants,
+            self._slots,
+            joined,
+            capabilities,
+            vhost=vhost,
+            lists=lists,
         )
         self._drivers = capabilities.devices
         self._with_group = with_group
@@ -242,6 +252,11 @@ class HotPlug:
         """
         async with self._turn:
             await self._interfaces.set_bandwidth(which, inbound, outbound, interactive=interactive)
+
+    async def set_filter(self, which: str, lists: GuestFilter) -> GuestFilter:
+        """Exchange an interface's lists; as :meth:`VirtualMachine.set_filter` says."""
+        async with self._turn:
+            return await self._interfaces.set_filter(which, lists)
 
     def see(self, event: Event) -> None:
         """Note an event of QEMU."""

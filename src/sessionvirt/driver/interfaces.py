@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from sessionvirt.errors import BusyError, NotFoundError, SessionvirtError, UsageError
 from sessionvirt.model.check import check_interface
+from sessionvirt.model.filter import NO_FILTER
 from sessionvirt.model.interface import LinkState
 from sessionvirt.model.needs import NeedKind, interface_need, needs
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_requests import Rate
     from sessionvirt.model.addresses import MacAddress
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.interface import Interface
     from sessionvirt.model.needs import Need
     from sessionvirt.qemu.capabilities import Capabilities
@@ -108,6 +110,7 @@ class Interfaces:
     :param joined: those of the start, in order.
     :param capabilities: of the QEMU that runs.
     :param vhost: the kernel moves packets, where it can and no document says otherwise.
+    :param lists: as in ``Settings``, for interfaces that come.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Interfaces:
         capabilities: Capabilities,
         *,
         vhost: bool,
+        lists: GuestFilter = NO_FILTER,
     ) -> None:
         from sessionvirt.qemu.board import interface_id
 
@@ -129,6 +133,7 @@ class Interfaces:
         self._slots = slots
         self._capabilities = capabilities
         self._vhost = vhost
+        self._lists = lists
         self._name = interface_id
         #: Ids are never used again: an event may come late.
         self._next = len(domain.interfaces)
@@ -215,6 +220,10 @@ class Interfaces:
             request = tap_request(need, vhost=self._vhost, room=room)
             async with self._grants.taking(request, interactive=interactive) as taken:
                 assert isinstance(taken.told, TapGrant)
+                wanted = need.filter.with_lists(self._lists)
+                if not wanted.is_empty:
+                    # Before QEMU has the TAP, so its guest has never sent without.
+                    await self._grants.filter(taken.grant, wanted)
                 wiring = tap_wiring(need, taken.told, handed_over, vhost=self._vhost)
                 inbound, outbound = rate_of(need.inbound), rate_of(need.outbound)
                 if inbound is not None or outbound is not None:
@@ -300,6 +309,18 @@ class Interfaces:
         raise NotFoundError(
             f"the machine has no interface {which}",
             evidence=f"it has {had or 'none'}",
+            advice="name one by its id, or by its MAC address",
+        )
+
+    async def set_filter(self, which: str, lists: GuestFilter) -> GuestFilter:
+        """Exchange the lists of an interface; as of :meth:`.hotplug.HotPlug.set_filter`."""
+        for one in self._mine():
+            if one.there and which in (one.id, one.other) and one.grant is not None:
+                return await self._grants.exchange(one.grant, lists)
+        had = ", ".join(f"{one.id} ({one.mac})" for one in self.there if one.tap is not None)
+        raise NotFoundError(
+            f"the machine has no interface {which} that can be filtered",
+            evidence=f"it has {had or 'none'} on networks and bridges",
             advice="name one by its id, or by its MAC address",
         )
 

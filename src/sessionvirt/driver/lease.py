@@ -11,15 +11,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sessionvirt.errors import LaunchError, SessionvirtError
+from sessionvirt.errors import LaunchError, SessionvirtError, UsageError
+from sessionvirt.model.filter import NO_FILTER
 from sessionvirt.model.needs import NeedKind, needs, pci_needs
 from sessionvirt.qemu.process import describe_exit
 
+from .filters import filter_request
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from sessionvirt.broker_client import BrokerClient
-    from sessionvirt.broker_requests import DirectRequest, Rate, Request, TapRequest
+    from sessionvirt.broker_requests import (
+        DirectRequest,
+        FilterRequest,
+        Rate,
+        Request,
+        TapRequest,
+    )
     from sessionvirt.model.bandwidth import BandwidthRate
     from sessionvirt.model.domain import Domain
+    from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.needs import Need
     from sessionvirt.qemu.process import Child
 
@@ -37,7 +49,12 @@ async def connect_broker(bus_address: str | None) -> BrokerClient:
 
 
 def broker_requests(
-    domain: Domain, *, with_group: bool = False, fds: bool = False, vhost: bool = False
+    domain: Domain,
+    *,
+    with_group: bool = False,
+    fds: bool = False,
+    vhost: bool = False,
+    lists: GuestFilter = NO_FILTER,
 ) -> tuple[Request, ...]:
     """Return what the broker has to be asked for, TAPs first; empty: it need not be asked.
 
@@ -46,8 +63,10 @@ def broker_requests(
         carry them with everything else.
     :param vhost: the kernel is to move packets where a document is silent about it. Its descriptors
         are asked for as long as there is room for more: they make a machine faster, not another.
+    :param lists: of a filter, for each interface that is the broker's.
     """
     taps = [need for need in needs(domain) if need.kind is NeedKind.TAP]
+    _refuse_unfiltered(taps, lists)
     devices = pci_needs(domain)
     if not taps and not devices:
         return ()
@@ -89,6 +108,7 @@ def broker_requests(
             for place, need in enumerate(taps)
             if need.inbound is not None or need.outbound is not None
         ),
+        *_filters(taps, lists),
     )
 
 
@@ -99,6 +119,28 @@ def rate_of(said: BandwidthRate | None) -> Rate | None:
     from sessionvirt.broker_requests import Rate
 
     return Rate(said.average, said.peak or 0, said.burst or 0)
+
+
+def _refuse_unfiltered(taps: Sequence[Need], lists: GuestFilter) -> None:
+    """Lists that nothing would look at must not be taken for granted.
+
+    :raise UsageError: an interface has no place for a filter.
+    """
+    if lists.is_empty or (taps and all(need.device is None for need in taps)):
+        return
+    raise UsageError(
+        "a filter is for an interface on a managed network or a bridge",
+        evidence="the machine has none" if not taps else "the machine shares an interface",
+        advice="write --network or --bridge, or leave the lists out",
+    )
+
+
+def _filters(taps: Sequence[Need], lists: GuestFilter) -> Iterator[FilterRequest]:
+    """What each guest may not; a TAP's grant is called by its place in the call."""
+    for number, need in enumerate(taps):
+        wanted = need.filter.with_lists(lists)
+        if not wanted.is_empty:
+            yield filter_request(f"tap{number}", wanted)
 
 
 def tap_request(need: Need, *, vhost: bool, room: int) -> TapRequest | DirectRequest:

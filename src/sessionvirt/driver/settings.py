@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sessionvirt.model.devices import CharType, ConsoleTarget
 from sessionvirt.model.domain import DomainType
+from sessionvirt.model.filter import NO_FILTER, GuestFilter
 from sessionvirt.qemu.wiring import Accelerator
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Settings:
     :param own_group: QEMU is no member of our process group, so that a terminal's ^C is ours alone.
     :param console: a stream socket's descriptor that becomes the first console of type ``pty`` (and
         stdin and stdout of QEMU); it stays the caller's. By default QEMU makes pseudo terminals.
+    :param lists: what the guest may not send and receive, by each interface that is the broker's;
+        beside what a ``<filterref>`` forbids.
     """
 
     binary: str | None = None
@@ -41,6 +44,7 @@ class Settings:
     bound: bool = True
     own_group: bool = False
     console: int | None = None
+    lists: GuestFilter = NO_FILTER
 
 
 def choose_accelerator(domain: Domain) -> tuple[Accelerator, Kvm | None]:

@@ -19,6 +19,7 @@ from .devices import (
     DiskFormat,
     DiskIo,
 )
+from .filterref import check_filterref
 from .interface import DirectMode, Interface, InterfaceType, LinkState, NicModel, host_devices
 from .nic import NicBackend
 
@@ -216,6 +217,7 @@ def check_interface(nic: Interface) -> None:
                 f"the traffic of an interface with type='{nic.type}' is not limited here",
                 "Write type='network' or type='bridge', or leave <bandwidth> out.",
             )
+    check_filterref(nic)
 
 
 def _mode(nic: Interface) -> None:

@@ -18,6 +18,7 @@ from sessionvirt.xmlvalues import Choice, Converter, Integer, OnOff, Pattern, Te
 from .addresses import parse_mac
 from .bandwidth import Bandwidth
 from .devices import ORDER, Device
+from .filterref import FilterRef
 from .hostdev import Hostdev, HostPlace
 from .nic import NicDriver
 
@@ -122,6 +123,7 @@ class Interface(Device):
     rom_bar: bool | None = attr("rom/@bar", OnOff)
     rom_file: str | None = attr("rom/@file", Text)
     boot_order: int | None = attr("boot/@order", ORDER)
+    filterref: FilterRef | None = child("filterref", FilterRef)
     target: str | None = attr(
         "target/@dev",
         Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", "letters, digits and _ . -, at most 15"),

@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from .bandwidth import Bandwidth
+from .filter import NO_FILTER, GuestFilter
+from .filterref import guest_filter
 from .interface import DirectMode, Interface, InterfaceType, NicModel, host_devices
 from .nic import NicBackend
 
@@ -51,6 +53,7 @@ class Need:
     :param isolated: the TAP is apart from others there that are so.
     :param inbound: how much the guest receives in a second; None: as much as comes. Likewise
         ``outbound``.
+    :param filter: what the guest may not.
     """
 
     kind: NeedKind
@@ -68,6 +71,7 @@ class Need:
     isolated: bool = False
     inbound: BandwidthRate | None = None
     outbound: BandwidthRate | None = None
+    filter: GuestFilter = NO_FILTER
 
 
 def needs(domain: Domain) -> tuple[Need, ...]:
@@ -106,6 +110,7 @@ def interface_need(nic: Interface, index: int) -> Need:
         isolated=nic.isolated,
         inbound=inbound,
         outbound=outbound,
+        filter=guest_filter(nic),
     )
 
 
