@@ -240,6 +240,7 @@ class Firewall:
         filters: Iterable[FilterRules] = (),
     ) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
+        self._forget_trace()
         self._taps = {rules.ifname: rules for rules in taps}
         self._networks = set(networks)
         try:
@@ -341,7 +342,7 @@ class Firewall:
         finally:
             self._nft.set_terse_output(False)
 
-    def forget_trace(self) -> None:
+    def _forget_trace(self) -> None:
         """Delete the table of a trace that a former broker did not live to end."""
         tables = {t["table"]["name"] for t in self._list("tables", {"family": "inet"})}
         if TABLE in tables:

@@ -440,7 +440,6 @@ class Leases:
 
         :return: lease and read end of each FIFO that is held; the caller owns the fds.
         """
-        self._host.firewall.forget_trace()
         judge = Judge(self._host, self._kinds, self._shared, self._undo)
         alive, dead = judge.look(self._journal.load())
         self._adopt([lease for lease, _ in alive])

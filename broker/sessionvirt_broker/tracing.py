@@ -2,7 +2,7 @@
 """A rule that has the kernel tell by which rules one guest's packets to one address go.
 
 A table of its own, ``inet sessionvirt_trace``, whose chains come before everybody's and let
-everything pass: they only mark what has exactly the guest's address and the other's, there and back.
+everything pass: they only mark what has exactly the guest's address and the other's, both ways.
 What NAT has in its hands on the way back is marked when it is the guest's again, at the forward
 hook. The table is there for one question at a time and for its seconds, and goes in any case: when
 they are over, when who asked is gone, when a broker starts. Worker thread.

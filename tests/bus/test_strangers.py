@@ -13,7 +13,7 @@ import pytest
 
 from lab import host
 from lab.broker import COMMAND, RUNTIME
-from lab.fakepolkit import YES, FakePolkit
+from lab.fakepolkit import ASK, NO, YES, FakePolkit
 from lab.lan import lan_bridge
 from lab.rawbus import LEASE, PATH, BusError, Client, options, tap
 
@@ -75,6 +75,26 @@ def test_b25_another_users_leases_do_not_exist(
             # Another connection of the same user has them.
             with Client(alice) as other:
                 assert len(other.leases()) == 3
+
+
+def test_b25_nobody_follows_anothers_packets_nor_his_own_unasked(
+    broker: Broker, authority: FakePolkit, alice: User, bob: User
+) -> None:
+    """What a trace tells is the host's; whose packets it follows are one's own at most."""
+    to = options(to="192.0.2.1")
+    with Client(alice) as hers, Client(bob) as his, leases(hers, authority, 1) as (held,):
+        stranger = his.answer(his.ask("Trace", to, path=held.path, interface=LEASE)).error
+        assert stranger.short == "NotFound"
+        serial = hers.ask("Trace", to, path=held.path, interface=LEASE)
+        (check,) = authority.decide(ASK)
+        assert check.action == "trace"
+        assert check.details["to"] == "192.0.2.1"
+        error = hers.answer(serial).error
+        assert error.name == "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+        serial = hers.ask("Trace", to, path=held.path, interface=LEASE)
+        authority.decide(NO)
+        assert hers.answer(serial).error.short == "NotAuthorized"
+        assert "inet sessionvirt_trace" not in host.tables()
 
 
 def test_b26_nobody_hears_of_a_lease_by_signals(

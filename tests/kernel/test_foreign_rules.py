@@ -15,7 +15,7 @@ from lab.client import Client, RefusalError
 from lab.flushing import once
 from lab.outside import ADDRESS4, PORT, Outside
 from lab.users import User
-from sessionvirt.broker_data import Obstacle
+from sessionvirt.broker_data import Obstacle, TraceStep
 from sessionvirt.cli.firewallchecks import mend
 from sessionvirt.host.firewalls import Presence
 
@@ -185,7 +185,9 @@ def follow(client: Client, lease: Lease, meanwhile: Callable[[], object]) -> lis
 
     rows = client.run(both()).body[0]
     assert "inet sessionvirt_trace" not in host.tables()
-    return [{key: one.value for key, one in row.items()} for row in rows]
+    steps = [{key: one.value for key, one in row.items()} for row in rows]
+    assert all(TraceStep(**one) for one in steps)  # it has these keys and no others
+    return steps
 
 
 async def under_way() -> None:

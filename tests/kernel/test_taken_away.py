@@ -169,3 +169,12 @@ def test_f64_a_foreign_table_in_the_place_of_ours_is_said_and_not_touched(
     broker.restart()
     assert degraded(alices) == ""
     honest_pass_and_forged_do_not(lease, alices)
+
+
+def test_f65_a_trace_that_a_broker_did_not_live_to_end_goes_with_the_next_start(
+    broker: Broker,
+) -> None:
+    broker.kill()
+    host.nft("add", "table", "inet", "sessionvirt_trace")
+    broker.start()
+    assert "inet sessionvirt_trace" not in host.tables()

@@ -62,6 +62,8 @@ SIGNATURES = {
     "Release": "a{sv}",
     "LockMemory": "hta{sv}",
     "Reclaim": "a{sv}",
+    "Trace": "a{sv}",
+    "ListObstacles": "a{sv}",
     "ListDevices": "a{sv}",
     "ListNetworks": "a{sv}",
     "ListLeases": "a{sv}",
