@@ -15,7 +15,7 @@ import pytest
 
 from lab import host
 from lab.broker import COMMAND, RUNTIME, Broker
-from lab.client import Client, Lease, RefusalError, network_tap
+from lab.client import Client, Lease, RefusalError, frame_filter, network_tap
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
 from lab.tap import as_user
 from lab.throttled import bandwidth
@@ -138,10 +138,12 @@ def test_g69_killed_in_every_state_of_add_and_drop(broker: Broker, alices: Clien
             start_dying(broker, number, "add")
             assert works(first), number
             assert len(host.elements("bridge", "macs")) == len(lease.listed()["grants"].value)
+            assert "bridge sessionvirt_filter" not in host.tables()
             added = []
             try:
                 wanted = network_tap(vhost=True, name="web")
-                added = lease.add(wanted, bandwidth(inbound_average=900, outbound_average=900))
+                limit = bandwidth(inbound_average=900, outbound_average=900)
+                added = lease.add(wanted, limit, frame_filter(deny_outbound=["udp:9"]))
                 lease.drop(*(one["id"].value for one in lease.listed()["grants"].value[1:]))
                 added[0].close()
                 break
