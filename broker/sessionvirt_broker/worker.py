@@ -8,6 +8,7 @@ a transaction apart. Its result then goes to ``orphan``, which gives it back.
 from __future__ import annotations
 
 import asyncio
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -27,12 +28,13 @@ class Worker:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result. Cancelling this does not stop it."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        call = functools.partial(_whole, function, *args, **kwargs)
+        return await loop.run_in_executor(self._executor, call)
 
     async def run_or_orphan(self, function: Callable[[], T], orphan: Callable[[T], None]) -> T:
         """As :meth:`run`; when nobody waits any more, the result is handed to ``orphan``."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._executor, function)
+        future = loop.run_in_executor(self._executor, _whole, function)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -45,3 +47,11 @@ class Worker:
         """Wait for what is under way."""
         await self.run(lambda: None)
         self._executor.shutdown()
+
+
+def _whole(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it. A future cannot carry StopIteration (PEP 479): its waiter would wait for ever."""
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError("StopIteration on the worker") from error
