@@ -22,6 +22,7 @@ from sessionvirt.broker_requests import (
     DirectRequest,
     FilterRequest,
     PciRequest,
+    PublishRequest,
     Rate,
     Request,
     TapRequest,
@@ -59,6 +60,7 @@ def test_the_file_has_what_it_should() -> None:
         "grant": 19,
         "pci": 12,
         "bandwidth": 10,
+        "publish": 10,
         "plan": 5,
         "requests": 4,
         "networks": 9,
@@ -145,6 +147,7 @@ def _reads() -> dict[str, dict[str, str]]:
         "read_tap": "grant",
         "read_pci": "pci",
         "read_bandwidth": "bandwidth",
+        "read_published": "publish",
         "read_plan": "plan",
         "read_network": "networks",
         "read_device": "devices",
@@ -211,6 +214,7 @@ def test_the_session_side_sends_the_parameters_that_are_documented() -> None:
                 no_multicast6=True,
             ),
         ),
+        "publish": (PublishRequest("tap0", "udp", 8080, 80, ports=2, address="127.0.0.1"),),
     }
     assert {one.kind for each in requests.values() for one in each} == set(parameters())
     for kind, each in requests.items():

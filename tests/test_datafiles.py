@@ -39,6 +39,8 @@ DEFAULTS = {
     "pci-assign": ("auth_admin", "auth_admin", "auth_admin"),
     "guest-limits": ("yes", "yes", "yes"),
     "pci-network": ("auth_admin", "auth_admin", "auth_admin"),
+    "publish-port": ("auth_admin", "auth_admin", "auth_admin"),
+    "publish-privileged-port": ("auth_admin", "auth_admin", "auth_admin"),
     "reclaim": ("auth_admin", "auth_admin", "auth_admin"),
     "trace": ("auth_admin", "auth_admin", "auth_admin"),
     "vm-start": ("auth_admin", "auth_admin", "auth_admin"),

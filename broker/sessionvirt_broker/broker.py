@@ -29,7 +29,7 @@ from .termination import end
 from .wire import Fields, shown, vm_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .bus import Bus, Caller
     from .config import ConfigFile, Configuration
@@ -395,6 +395,14 @@ def _whose(uid: int) -> int | None:
     return None if uid == 0 else uid
 
 
+def _what(given: Mapping[str, object]) -> object:
+    """What was given, by its kind's name for it."""
+    if "host_port" in given:
+        ports = f"{given['host_port']}+{given['ports']}:{given['guest_port']}"
+        return f"{given['tap']} {given['protocol']} {given['address'] or '*'} {ports}"
+    return given.get("ifname") or given.get("address") or given.get("tap")
+
+
 def _tell(
     event: str, caller: Caller, lease: str, owner: Owner, grant: Granted, allowed: str
 ) -> None:
@@ -405,7 +413,7 @@ def _tell(
         sender=caller.sender,
         lease=lease,
         vm=owner.vm,
-        what=f"{given['kind']} {given.get('ifname') or given.get('address') or given.get('tap')}",
+        what=f"{given['kind']} {_what(given)}",
         where=given.get("network") or given.get("bridge") or given.get("device") or "",
         mac=given.get("mac", ""),
         vlan=given.get("vlan") or "",

@@ -27,6 +27,7 @@ from .limits import Limits
 from .networkconfig import BRIDGE_PREFIX, Network, default_domain, read_networks
 from .pci import is_address
 from .private import PrivatePolicy, read_private
+from .publishpolicy import NO_PUBLISH_POLICY, PublishPolicy, read_publish
 from .tomlsource import Source
 from .wire import TAP_PREFIX, BridgeName, DeviceName, NetworkName, is_interface_name
 
@@ -65,6 +66,7 @@ class Configuration:
     pci: PciPolicy
     private: PrivatePolicy
     source: str
+    publish: PublishPolicy = NO_PUBLISH_POLICY
 
 
 BUILTIN = Configuration(
@@ -164,7 +166,7 @@ class _Reader(Source):
     """Turns the parsed table into a :class:`Configuration`."""
 
     def configuration(self, table: dict[str, object]) -> Configuration:
-        self.only(table, (), "limits", "network", "private", "bridge", "direct", "pci")
+        self.only(table, (), "limits", "network", "private", "bridge", "direct", "pci", "publish")
         networks = read_networks(self, table)
         bridges: dict[BridgeName, LanBridge] = {}
         for name, body in self.tables(table, ("bridge",)).items():
@@ -184,6 +186,7 @@ class _Reader(Source):
             pci=self._pci(self.tables(table, ("pci",), leaf=True)["pci"]),
             private=read_private(self, table),
             source="file",
+            publish=read_publish(self.tables(table, ("publish",), leaf=True)["publish"], self),
         )
 
     def _limits(self, body: dict[str, object]) -> Limits:

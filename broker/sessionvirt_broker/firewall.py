@@ -24,6 +24,7 @@ from .errors import HostFailure
 from .filterrules import REASON, Filters
 from .networkconfig import Mode
 from .policer import Policer
+from .published import PORT_MAPS, SETS
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
 from .rulewatch import port_of_libnftables
 from .tracewatch import TABLE
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from .egress import MacvtapRules
     from .filterrules import FilterRules
+    from .published import Published
     from .upkeep import Kept
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,10 @@ _BRIDGE_SETS = (
 _INET_SETS = (
     *("networks4", "networks6", "masqueraded4", "masqueraded6", "inward4", "inward6"),
     *("open_bridges", "gateways4", "gateways6", "uplinks", "uplinks6"),
+    *SETS,
 )
+#: Maps are flushed by the same name as sets in nft's JSON, but for these.
+_MAPS = frozenset({"owners", *PORT_MAPS})
 _UPLINKS = {4: "uplinks", 6: "uplinks6"}
 _OUTLINE = outline(RULESET)
 
@@ -164,6 +169,7 @@ class Firewall:
         self._socket = (-1, -1, -1)
         self._taps: dict[str, TapRules] = {}
         self._networks: set[NetworkRules] = set()
+        self._published: set[Published] = set()
         self._uplinks: dict[int, frozenset[int]] = {}
         #: The table of macvtap devices, by the same context.
         self.egress = Egress(self._load, self._run, self._list)
@@ -238,9 +244,11 @@ class Firewall:
         networks: Iterable[NetworkRules],
         macvtaps: Iterable[MacvtapRules] = (),
         filters: Iterable[FilterRules] = (),
+        published: Iterable[Published] = (),
     ) -> None:
         """Take over what a former broker left: only this is in the tables afterwards."""
         self._forget_trace()
+        self._published = set(published)
         self._taps = {rules.ifname: rules for rules in taps}
         self._networks = set(networks)
         try:
@@ -278,6 +286,17 @@ class Firewall:
         if rules in self._networks:
             self._discard(_INET, rules.elements())
             self._networks.discard(rules)
+
+    def publish(self, rules: Published) -> None:
+        """Translate to a guest what was published."""
+        self._published.add(rules)
+        self._change(_commands("add", _INET, rules.elements()))
+
+    def unpublish(self, rules: Published) -> None:
+        """No longer translate new flows; absent is in order."""
+        if rules in self._published:
+            self._discard(_INET, rules.elements())
+            self._published.discard(rules)
 
     def set_uplinks(self, version: int, uplinks: frozenset[int]) -> None:
         """The interfaces whose forwarding we turned on: they forward to our networks only."""
@@ -385,12 +404,13 @@ class Firewall:
         """All elements, by table."""
         taps = [element for rules in self._taps.values() for element in rules.elements()]
         networks = [element for rules in self._networks for element in rules.elements()]
+        published = [element for rules in self._published for element in rules.elements()]
         uplinks = [
             (_UPLINKS[version], index)
             for version, indexes in self._uplinks.items()
             for index in sorted(indexes)
         ]
-        return [(_BRIDGE, taps), (_INET, [*networks, *uplinks])]
+        return [(_BRIDGE, taps), (_INET, [*networks, *published, *uplinks])]
 
     def _everything(self) -> list[dict[str, Any]]:
         return [item for table in (_BRIDGE, _INET) for item in self._list("table", _table(table))]
@@ -411,9 +431,8 @@ class Firewall:
     def _refill(self) -> None:
         """The elements anew, in one transaction; what was counted stays counted."""
         wanted = self._wanted()
-        # Maps are flushed by the same name as sets in nft's JSON, but for "owners".
         flushes: Commands = [
-            {"flush": {"map" if name == "owners" else "set": _named(table, name)}}
+            {"flush": {"map" if name in _MAPS else "set": _named(table, name)}}
             for table, names in ((_BRIDGE, _BRIDGE_SETS), (_INET, _INET_SETS))
             for name in names
             if not name.startswith("dropped_")

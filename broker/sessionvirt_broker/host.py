@@ -32,6 +32,8 @@ class Paths:
     #: The kernel's modules.alias, wherever it is shown to the broker.
     aliases: Path
     ipv6_routes: Path = Path("/proc/net/ipv6_route")
+    #: Where the kernel lists the host's sockets.
+    sockets: Path = Path("/proc/net")
 
     @property
     def records(self) -> Path:

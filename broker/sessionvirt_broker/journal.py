@@ -38,7 +38,7 @@ VERSION = 1
 #: A lease, or something that leases share.
 _ID = re.compile(
     r"lease-[0-9a-f]{32}|network-svn_[a-z][a-z0-9_]{0,10}|firewall|egress|forwarding6?"
-    r"|vfio-[0-9]{1,6}"
+    r"|(?:published|localnet)-svn_[a-z][a-z0-9_]{0,10}|vfio-[0-9]{1,6}"
 )
 _MAX_BYTES = 1 << 20
 _QUARANTINE = "quarantine"

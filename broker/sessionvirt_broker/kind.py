@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .firewall import NetworkRules, TapRules
     from .host import Host
     from .limits import Share
+    from .published import Published
     from .steps import Step
     from .throttle import TapLimits
     from .wire import Fields, VmName
@@ -143,6 +144,7 @@ class Adopted:
     macvtaps: list[MacvtapRules] = field(default_factory=list)
     limits: list[TapLimits] = field(default_factory=list)
     filters: list[FilterRules] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
 
 
 class ResourceKind(Protocol):

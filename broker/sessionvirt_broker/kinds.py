@@ -16,6 +16,8 @@ from .hostdev import PciKind
 from .macvtap import CreateMacvtap, DirectKind, EgressTable, FilterMacvtap, OpenMacvtap
 from .network import Bridge, FirewallTables, NetworkFilter
 from .pcinames import PciNames
+from .publish import PublishKind
+from .publishsteps import PublishPorts, RouteLocalnet, TurnAround
 from .tap import TapKind
 from .tapsteps import AttachTap, CreateTap, FilterTap
 from .variants import Variants
@@ -63,9 +65,12 @@ STEPS: Mapping[str, type[Step]] = {
         OpenMacvtap,
         OpenVhost,
         OverrideDriver,
+        PublishPorts,
         RebindDevice,
+        RouteLocalnet,
         RunDnsmasq,
         SetFunction,
+        TurnAround,
     )
 }
 
@@ -93,7 +98,7 @@ def resource_kinds(machine_id: str, aliases: Path, *, replaceable: bool = False)
     direct = DirectKind(machine_id, sys / "class/net", tap.lan_macs)
     kinds: tuple[ResourceKind, ...] = (
         *(tap, direct, pci),
-        *(BandwidthKind(), FilterKind(tap.networks)),
+        *(BandwidthKind(), FilterKind(tap.networks), PublishKind(tap.networks)),
     )
     devices = Devices(sys, pci, names, drivers)
     return Kinds({kind.name: kind for kind in kinds}, devices, tap.networks)

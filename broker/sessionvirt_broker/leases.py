@@ -440,7 +440,7 @@ class Leases:
 
         :return: lease and read end of each FIFO that is held; the caller owns the fds.
         """
-        judge = Judge(self._host, self._kinds, self._shared, self._undo)
+        judge = Judge(self._host, self._journal, self._kinds, self._shared, self._undo)
         alive, dead = judge.look(self._journal.load())
         self._adopt([lease for lease, _ in alive])
         for record in dead:
@@ -466,7 +466,11 @@ class Leases:
                 self._count(lease, name)
         try:
             self._host.firewall.adopt(
-                adopted.taps, adopted.networks, adopted.macvtaps, adopted.filters
+                adopted.taps,
+                adopted.networks,
+                adopted.macvtaps,
+                adopted.filters,
+                adopted.published,
             )
         except HostFailure as error:
             # Nothing new is given then, but what there is can be given back.

@@ -40,6 +40,8 @@ class Limits:
     devices_per_user: int = 8
     #: In the lists of filters; a filter without lists is one.
     filter_entries_per_user: int = 1024
+    ports_per_request: int = 256
+    ports_per_user: int = 512
     prompts_per_user: int = 4
     prompts_per_sender: int = 1
     calls_pending_per_user: int = 32
@@ -67,6 +69,7 @@ class Share:
     devices: int = 0
     fds: int = 0
     filter_entries: int = 0
+    ports: int = 0
 
     def plus(self, other: Share) -> Share:
         """Both together."""
@@ -77,9 +80,8 @@ class Share:
         return Share(*(mine - less for mine, less in zip(self, other, strict=True)))
 
     def __iter__(self) -> Iterator[int]:
-        return iter(
-            (self.leases, self.taps, self.queues, self.devices, self.fds, self.filter_entries)
-        )
+        first = (self.leases, self.taps, self.queues, self.devices, self.fds)
+        return iter((*first, self.filter_entries, self.ports))
 
 
 class Usage:
@@ -153,6 +155,7 @@ def check(held: Share, wanted: Share, total: int, limits: Limits) -> None:
         ("queues_per_user", both.queues, limits.queues_per_user),
         ("devices_per_user", both.devices, limits.devices_per_user),
         ("filter_entries_per_user", both.filter_entries, limits.filter_entries_per_user),
+        ("ports_per_user", both.ports, limits.ports_per_user),
         ("leases_total", total + wanted.leases, limits.leases_total),
         # A queue is an fd, and so is the hold of a new lease.
         ("fds_per_call", wanted.queues + wanted.fds + wanted.leases, _FDS_PER_ANSWER),

@@ -21,6 +21,8 @@ with an address of a guest is none. A gateway is one on its own bridge only (``f
 it is there): to Linux an address is the whole host's, and another network's DNS, with the names of
 its guests and the way out that its questions have, would be everybody's.
 
+What guests publish is ``published.py``'s part of ``table inet``.
+
 The text takes away what an earlier edition of ours has left, and stands in its place in the same
 transaction: at no time is there nothing.
 
@@ -81,6 +83,7 @@ from __future__ import annotations
 import re
 
 from .chains import chains
+from .published import FORWARDED, MAPS, TRANSLATED
 
 #: The reasons, in the order in which a frame meets them; ListLeases reports by these words.
 REASONS = (
@@ -98,7 +101,7 @@ REASONS = (
 )
 
 #: A chain of this name in both tables says that they are ours, and which edition.
-MARKER = "sessionvirt_3"
+MARKER = "sessionvirt_4"
 #: Of any edition; one that an earlier broker left is replaced, in one transaction.
 MARKERS = re.compile(r"sessionvirt_[0-9]{1,4}")
 
@@ -320,6 +323,9 @@ table inet sessionvirt {
   set uplinks6 {
     type iface_index
   }
+"""
+    + MAPS
+    + """
   counter to_host {
   }
   counter apart {
@@ -328,6 +334,7 @@ table inet sessionvirt {
   }
   chain to_host {
     ct state established,related accept
+    ip daddr 127.0.0.0/8 counter name to_host drop
     udp sport 68 udp dport 67 accept
     ip daddr @gateways4 meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept
     ip daddr @gateways4 icmp type echo-request fib daddr . iif type local accept
@@ -338,9 +345,14 @@ table inet sessionvirt {
     icmpv6 type { mld-listener-report, mld2-listener-report, mld-listener-done } accept
     counter name to_host drop
   }
+  chain open_to_host {
+    ct state established,related accept
+    ip daddr 127.0.0.0/8 counter name to_host drop
+    accept
+  }
   chain input {
     type filter hook input priority -10; policy accept;
-    iifname @open_bridges accept
+    iifname @open_bridges goto open_to_host
     iifname "svn_*" goto to_host
     iifname "svt*" counter name to_host drop
   }
@@ -349,10 +361,14 @@ table inet sessionvirt {
     ip6 saddr @networks6 accept
     counter name stray drop
   }
+"""
+    + FORWARDED
+    + """
   chain inward {
     ct state established,related accept
     ip saddr @networks4 counter name stray drop
     ip6 saddr @networks6 counter name stray drop
+    ct status dnat jump admitted
     ip daddr @inward4 accept
     ip6 daddr @inward6 accept
     counter name stray drop
@@ -360,7 +376,7 @@ table inet sessionvirt {
   chain forward {
     type filter hook forward priority -10; policy accept;
     meta mark 0x73760001 iifname "svn_*" oifname "svn_*" accept
-    iifname "svn_*" oifname "svn_*" counter name apart drop
+    iifname "svn_*" oifname "svn_*" goto between_networks
     iifname @open_bridges accept
     oifname @open_bridges accept
     iifname "svn_*" goto outward
@@ -369,8 +385,12 @@ table inet sessionvirt {
     meta nfproto ipv4 iif @uplinks counter name stray drop
     meta nfproto ipv6 iif @uplinks6 counter name stray drop
   }
+"""
+    + TRANSLATED
+    + """
   chain postrouting {
     type nat hook postrouting priority 100; policy accept;
+    oifname "svn_*" ct status dnat goto to_published
     ip saddr @masqueraded4 oifname != "svn_*" masquerade
     ip6 saddr @masqueraded6 oifname != "svn_*" masquerade
   }

@@ -8,16 +8,18 @@ what is not good is only named. Nothing is counted or kept: ``leases.py`` does t
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from . import hold
+from .errors import HostFailure
 from .lease import RECORD_PREFIX, Lease, kind_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .host import Host
-    from .journal import Record
+    from .journal import Journal, Record
     from .kind import ResourceKind
     from .shared import SharedResources
     from .undo import Undo
@@ -27,9 +29,15 @@ class Judge:
     """Looks at records, and at the host that they speak of."""
 
     def __init__(
-        self, host: Host, kinds: Mapping[str, ResourceKind], shared: SharedResources, undo: Undo
+        self,
+        host: Host,
+        journal: Journal,
+        kinds: Mapping[str, ResourceKind],
+        shared: SharedResources,
+        undo: Undo,
     ) -> None:
         self._host = host
+        self._journal = journal
         self._kinds = kinds
         self._shared = shared
         self._undo = undo
@@ -75,4 +83,10 @@ class Judge:
             lease.shared.pop(name, None)
             lease.rests.pop(name, None)
             self._undo.part(lease.record, name)
+            if name in lease.record.parts:
+                lease.shared[name] = []  # what would not go needs nothing that others have
+        if gone:
+            # What only these needed is gone in a moment, and the next broker would miss it.
+            with contextlib.suppress(HostFailure):
+                self._journal.write(lease.record)
         return not broken or not kept.keys() <= set(gone)

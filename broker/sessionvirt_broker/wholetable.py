@@ -119,14 +119,20 @@ def additions(family: str, table: str, elements: Sequence[tuple[str, object]]) -
 
 def _spelled(element: object) -> str:
     match element:
-        case {"concat": [*parts]}:
-            return " . ".join(map(_word, parts))
         case {"prefix": {"addr": addr, "len": int(length)}} if length in _LENGTH:
             return f"{_word(addr)}/{length}"
         case [key, value]:
-            return f"{_word(key)} : {_word(value)}"
+            return f"{_joined(key)} : {_joined(value)}"
         case _:
-            return _word(element)
+            return _joined(element)
+
+
+def _joined(value: object) -> str:
+    match value:
+        case {"concat": [*parts]}:
+            return " . ".join(map(_word, parts))
+        case _:
+            return _word(value)
 
 
 def _word(value: object) -> str:

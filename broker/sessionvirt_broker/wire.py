@@ -64,6 +64,11 @@ class Fields:
         """Whether the key is there."""
         return name in self._left
 
+    def peek(self, name: str) -> object | None:
+        """A value as it came, of whatever type, or None; it is still to be taken."""
+        typed = self._left.get(name)
+        return None if typed is None else typed[1]
+
     def text(self, name: str) -> str | None:
         """A string, or None where the key is absent."""
         value = self._take(name, "s")

@@ -57,6 +57,10 @@ complete -c sessionvirt -n __sessionvirt_verb -a reclaim \
     -d 'End a machine and take back what it has of this host'
 complete -c sessionvirt -n __sessionvirt_verb -a filter \
     -d 'Show or change what a running machine may send and receive'
+complete -c sessionvirt -n __sessionvirt_verb -a publish \
+    -d 'Have ports of this host lead to a running machine'
+complete -c sessionvirt -n __sessionvirt_verb -a unpublish \
+    -d 'Have ports of this host lead to a running machine no longer'
 complete -c sessionvirt -n __sessionvirt_verb -a doctor \
     -d 'Check what this host can do, and say what to do where it cannot'
 
@@ -92,6 +96,10 @@ complete -c sessionvirt -n '__sessionvirt_verb run plan' -l append -x \
     -d 'Its command line'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l pci -x -a '(__sessionvirt_devices)' \
     -d 'A PCI device of this host'
+complete -c sessionvirt -n '__sessionvirt_verb run plan' -l publish -x \
+    -d 'Ports of this host that lead to the machine'
+complete -c sessionvirt -n '__sessionvirt_verb publish' -l interface -x \
+    -d 'The machine\'s interface that they lead to'
 complete -c sessionvirt -n '__sessionvirt_verb run plan' -l with-group \
     -d 'With a PCI device may go all of its isolation group'
 
@@ -114,7 +122,7 @@ complete -c sessionvirt -n '__sessionvirt_verb run' -l console \
     -d 'The machine\'s console is on this terminal'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l no-console \
     -d 'Leave the terminal alone'
-complete -c sessionvirt -n '__sessionvirt_verb run reclaim limit doctor' -l no-ask-password \
+complete -c sessionvirt -n '__sessionvirt_verb run reclaim limit publish doctor' -l no-ask-password \
     -d 'Never ask; fail where a prompt is needed'
 complete -c sessionvirt -n '__sessionvirt_verb run' -l timeout -x \
     -d 'End the machine after this many seconds'

@@ -451,7 +451,7 @@ def _read_grants(
             if not isinstance(grant, data.BandwidthGrant) or grant.tap != request.tap:
                 raise malformed(f"{grant.id}: of another TAP than was asked for")
             continue
-        if isinstance(request, data.PciRequest | data.FilterRequest):
+        if isinstance(request, data.PciRequest | data.FilterRequest | data.PublishRequest):
             continue
         assert isinstance(grant, data.TapGrant)  # by its kind
         if len(grant.fds) != request.queues:

@@ -20,6 +20,7 @@ from .broker_requests import (
     DirectRequest,
     FilterRequest,
     PciRequest,
+    PublishRequest,
     Rate,
     Request,
     TapRequest,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BandwidthGrant", "BandwidthRequest", "DeviceInfo", "Diagnosis", "FilterGrant", "FilterRequest",
     "Grant", "Lease", "LeaseInfo", "NetworkInfo", "PciGrant", "PciRequest", "Plan",
-    "PlannedRequest", "Rate", "Request", "Step", "TapGrant", "TapRequest",
+    "PlannedRequest", "PublishGrant", "PublishRequest", "Rate", "Request", "Step", "TapGrant",
+    "TapRequest",
 ]  # fmt: skip
 
 
@@ -229,7 +231,36 @@ class FilterGrant:
         return "; ".join([*said, *(f"no {w}" for n, w in flags.items() if getattr(self, n))])
 
 
-Grant: TypeAlias = TapGrant | PciGrant | BandwidthGrant | FilterGrant
+@dataclass(frozen=True)
+class PublishGrant:
+    """Ports of the host that lead to a guest.
+
+    :param id: its name within the lease.
+    :param tap: the grant's that it goes with.
+    :param address: of the host; empty: every one of the IP versions of ``guest``.
+    :param ports: how many, from both on.
+    :param guest: the addresses that they lead to.
+    :param fds: none.
+    """
+
+    id: str
+    kind: str
+    tap: str
+    protocol: str
+    address: str
+    host_port: int
+    guest_port: int
+    ports: int
+    guest: tuple[str, ...]
+    fds: tuple[Fd, ...] = ()
+
+    @property
+    def descriptors(self) -> tuple[Fd, ...]:
+        """All that came with it."""
+        return self.fds
+
+
+Grant: TypeAlias = TapGrant | PciGrant | BandwidthGrant | FilterGrant | PublishGrant
 
 
 @dataclass(frozen=True)
@@ -424,6 +455,8 @@ def read_grant(fields: Fields, fds: Descriptors | None) -> Grant:
         return read_tap(fields, fds)
     if kind == PciRequest.kind:
         return read_pci(fields, fds)
+    if kind == PublishRequest.kind:
+        return read_published(fields)
     if kind == BandwidthRequest.kind:
         return read_bandwidth(fields)
     if kind == FilterRequest.kind:
@@ -484,6 +517,23 @@ def read_pci(fields: Fields, fds: Descriptors | None) -> PciGrant:
         # An older broker says neither.
         mac=fields.text("mac") if fields.has("mac") else "",
         vlan=fields.number("vlan") if fields.has("vlan") else 0,
+    )
+
+
+def read_published(fields: Fields) -> PublishGrant:
+    """Read the grant of published ports, which comes without descriptors."""
+    if fields.has("fds") and fields.numbers("fds", "ah"):
+        raise malformed("published ports with descriptors")
+    return PublishGrant(
+        id=fields.text("id"),
+        kind=fields.text("kind"),
+        tap=fields.text("tap"),
+        protocol=fields.text("protocol"),
+        address=fields.text("address"),
+        host_port=fields.number("host_port"),
+        guest_port=fields.number("guest_port"),
+        ports=fields.number("ports"),
+        guest=fields.texts("guest"),
     )
 
 

@@ -13,7 +13,7 @@ from .errors import UsageError
 
 __all__ = [
     "FDS_PER_ANSWER", "FDS_PER_DEVICE", "BandwidthRequest", "DirectRequest", "FilterRequest",
-    "Parameters", "PciRequest", "Rate", "Request", "TapRequest",
+    "Parameters", "PciRequest", "PublishRequest", "Rate", "Request", "TapRequest",
 ]  # fmt: skip
 
 #: What a request sends: name to D-Bus type and value.
@@ -231,4 +231,40 @@ class FilterRequest:
         return {"tap": ("s", self.tap), **lists, **flags}
 
 
-Request: TypeAlias = TapRequest | DirectRequest | PciRequest | BandwidthRequest | FilterRequest
+@dataclass(frozen=True)
+class PublishRequest:
+    """Ports of the host that lead to a guest on a managed network.
+
+    :param tap: the id of the TAP's grant.
+    :param protocol: "tcp" or "udp".
+    :param ports: how many, from both on.
+    :param address: of the host; None: every one.
+    """
+
+    kind: ClassVar[str] = "publish"
+
+    tap: str
+    protocol: str
+    host_port: int
+    guest_port: int
+    ports: int = 1
+    address: str | None = None
+
+    def parameters(self) -> Parameters:
+        """Return what is sent."""
+        sent: Parameters = {
+            "tap": ("s", self.tap),
+            "protocol": ("s", self.protocol),
+            "host_port": ("u", self.host_port),
+            "guest_port": ("u", self.guest_port),
+        }
+        if self.ports != 1:
+            sent["ports"] = ("u", self.ports)
+        if self.address is not None:
+            sent["address"] = ("s", self.address)
+        return sent
+
+
+Request: TypeAlias = (
+    TapRequest | DirectRequest | PciRequest | BandwidthRequest | FilterRequest | PublishRequest
+)

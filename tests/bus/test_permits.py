@@ -12,7 +12,7 @@ import pytest
 from lab.direct import wired
 from lab.fakepolkit import ASK, NO, YES, FakePolkit
 from lab.lan import lan_bridge
-from lab.rawbus import Client, direct, options, tap
+from lab.rawbus import LEASE, Client, direct, options, publish, tap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,12 @@ def lan(broker: Broker) -> Iterator[None]:
 
 def acquire(client: Client, *requests: object) -> int:
     return client.ask("Acquire", list(requests), options(vm="one"), flags=INTERACTIVE)
+
+
+def add(client: Client, lease: str, request: object) -> int:
+    return client.ask(
+        *("Add", [request], options()), path=lease, interface=LEASE, flags=INTERACTIVE
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,38 @@ def test_an_interface_is_permitted_likewise_and_by_itself_alone(
         serial = acquire(client, wanted[0])
         authority.decide(NO)
         assert client.answer(serial).error.short == "NotAuthorized"
+    broker.wait_until_idle()
+
+
+def test_ports_are_permitted_by_range_and_never_below_1024(
+    broker: Broker, authority: FakePolkit, alice: User
+) -> None:
+    broker.configure('[publish]\nusers = ["alice"]\nports = ["8000-8099"]\n')
+    with Client(alice) as client:
+        serial = acquire(client, ON_NETWORK, publish("tap0", 8080, ports=2))
+        checks = authority.decide(YES, ASK)
+        assert [(one.action, one.flags) for one in checks] == [
+            ("network-attach", 0),
+            ("publish-port", 0),
+        ]
+        with closing(client.lease(serial)) as lease:
+            assert [one["allowed"] for one in client.leases()] == ["configured"]
+            # Another port is asked about, by its own action and in words.
+            serial = add(client, lease.path, publish("tap0", 8099, ports=2))
+            first, prompt = authority.decide(ASK, NO)
+            assert (first.action, first.flags, prompt.flags) == ("publish-port", 0, 1)
+            assert prompt.sentence == (
+                "Authentication is required to have TCP ports 8099-8100 of every address of this"
+                ' machine lead to the virtual machine "one"'
+            )
+            assert client.answer(serial).error.short == "NotAuthorized"
+            # One that is privileged is, whatever the answer for others is; a no to those is enough.
+            for answers in ((YES, ASK, NO), (NO,)):
+                serial = add(client, lease.path, publish("tap0", 1023))
+                checks = authority.decide(*answers)
+                asked = ["publish-port", "publish-privileged-port", "publish-privileged-port"]
+                assert [one.action for one in checks] == asked[: len(answers)]
+                assert client.answer(serial).error.short == "NotAuthorized"
     broker.wait_until_idle()
 
 

@@ -72,6 +72,6 @@ def wiring(domain: Domain) -> Wiring:
             interfaces.append(PasstWiring(fd, mac))
             fd += 1
         else:
-            interfaces.append(UserWiring(mac))
+            interfaces.append(UserWiring(mac, need.ports))
     kvm = domain.name.startswith("kvm")
     return Wiring(QMP_FD, Accelerator.KVM if kvm else Accelerator.TCG, tuple(interfaces))

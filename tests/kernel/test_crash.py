@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab import host
-from lab.broker import COMMAND, RUNTIME, Broker
+from lab.broker import RUNTIME
 from lab.client import Client, Lease, RefusalError, frame_filter, network_tap
 from lab.outside import ADDRESS4, PORT, UPLINK4, Outside
 from lab.tap import as_user
@@ -24,9 +23,10 @@ from lab.users import User
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lab.broker import Broker
+
 pytestmark = pytest.mark.kernel
 
-DYING = Path(host.__file__).with_name("dying_broker.py")
 GATEWAY = "10.213.80.1"
 BRIDGE = "svn_default"
 FORCE_FORWARDING = Path("/proc/sys/net/ipv6/conf/up0/force_forwarding")
@@ -83,18 +83,6 @@ def works(lease: Lease, port: int = 6100) -> bool:
     return answer.payload == f"{UPLINK4}\n".encode()
 
 
-def start_dying(broker: Broker, number: int, begin: str) -> None:
-    """Start the broker that dies *number* changes after the first ``Leases.BEGIN``."""
-    broker.daemon.argv = ["/usr/bin/python3", "-I", str(DYING), str(number), begin]
-    broker.start()
-    broker.daemon.argv = COMMAND
-
-
-def died(broker: Broker) -> None:
-    """Wait until the broker has killed itself."""
-    assert broker.daemon.wait(5) == -signal.SIGKILL
-
-
 @pytest.mark.usefixtures("foreign", "outside")
 def test_g69_killed_in_every_state_of_acquire_and_release(broker: Broker, alices: Client) -> None:
     broker.configure(IPV6_OUT)  # the network with the most steps
@@ -102,7 +90,7 @@ def test_g69_killed_in_every_state_of_acquire_and_release(broker: Broker, alices
     lease: Lease | None = None
     for number in itertools.count():
         # What dies in this round has first to clear away after the last one.
-        start_dying(broker, number, "acquire")
+        broker.start_dying(number, "acquire")
         if lease is not None:
             # Answered, so it is there, unless its release had got so far.
             if alices.leases():
@@ -112,14 +100,14 @@ def test_g69_killed_in_every_state_of_acquire_and_release(broker: Broker, alices
             lease.close()
             lease = None
             broker.stop()
-            start_dying(broker, number, "acquire")
+            broker.start_dying(number, "acquire")
         assert left() == [], number
         try:
             lease = alices.acquire()
             lease.release()
         except RefusalError as refusal:
             assert refusal.name == "NoReply"  # noqa: PT017  (no refusal is as good)
-            died(broker)
+            broker.died()
         else:
             lease.close()
             break
@@ -135,7 +123,7 @@ def test_g69_killed_in_every_state_of_add_and_drop(broker: Broker, alices: Clien
         first = Lease(alices, lease.path, -1, list(lease.taps))
         for number in itertools.count():
             broker.stop()
-            start_dying(broker, number, "add")
+            broker.start_dying(number, "add")
             assert works(first), number
             assert len(host.elements("bridge", "macs")) == len(lease.listed()["grants"].value)
             assert "bridge sessionvirt_filter" not in host.tables()
@@ -149,7 +137,7 @@ def test_g69_killed_in_every_state_of_add_and_drop(broker: Broker, alices: Clien
                 break
             except RefusalError as refusal:
                 assert refusal.name == "NoReply"  # noqa: PT017  (no refusal is as good)
-                died(broker)
+                broker.died()
                 broker.start()
             # What was added and answered is a grant, until its Drop.
             for grant in lease.listed()["grants"].value[1:]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -25,6 +26,7 @@ CONFIGURATION = Path("/etc/sessionvirt/broker.toml")
 RUNTIME = Path("/run/sessionvirt-broker")
 #: As the activation file says it.
 COMMAND = ["/usr/bin/python3", "-IB", "-m", "sessionvirt_broker"]
+DYING = Path(__file__).with_name("dying_broker.py")
 
 
 class Broker:
@@ -62,6 +64,16 @@ class Broker:
         It has as long as the unit's TimeoutStopSec= gives it.
         """
         return self.daemon.stop(timeout=20)
+
+    def start_dying(self, number: int, begin: str) -> None:
+        """Start one that dies *number* changes after the first ``Leases.BEGIN``."""
+        self.daemon.argv = ["/usr/bin/python3", "-I", str(DYING), str(number), begin]
+        self.start()
+        self.daemon.argv = COMMAND
+
+    def died(self) -> None:
+        """Wait until that one has killed itself."""
+        assert self.daemon.wait(5) == -signal.SIGKILL
 
     def kill(self) -> None:
         """SIGKILL, as a crash."""

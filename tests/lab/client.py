@@ -37,6 +37,7 @@ __all__ = [
     "direct",
     "frame_filter",
     "network_tap",
+    "publish",
 ]
 
 PATH = "/org/sessionvirt/Broker1"
@@ -81,6 +82,12 @@ def frame_filter(tap: str = "tap0", **fields: Any) -> tuple[str, dict[str, Varia
     return "filter", _typed({"tap": tap, **fields})
 
 
+def publish(tap: str, host_port: int, guest_port: int, **fields: Any) -> tuple[str, Any]:
+    """A request for published ports; TCP where no ``protocol`` is given."""
+    ports = {"host_port": host_port, "guest_port": guest_port}
+    return "publish", _typed({"tap": tap, "protocol": "tcp", **ports, **fields})
+
+
 def _typed(values: dict[str, Any]) -> dict[str, Variant]:
     types = {bool: "b", int: "u", str: "s", list: "as"}
     return {key: Variant(types[type(value)], value) for key, value in values.items()}
@@ -121,6 +128,13 @@ class Lease:
         wanted = [frame_filter(**fields)]
         reply = self.client.call("Add", "a(sa{sv})a{sv}", wanted, {}, lease=self)
         return str(reply.body[0][0]["id"].value)
+
+    def add_one(self, request: tuple[str, dict[str, Variant]]) -> dict[str, Any]:
+        """Lease.Add of what has no descriptors: the grant."""
+        reply = self.client.call("Add", "a(sa{sv})a{sv}", [request], {}, lease=self)
+        ((grant,),) = reply.body
+        assert not reply.unix_fds
+        return {key: variant.value for key, variant in grant.items()}
 
     def drop(self, *names: str) -> None:
         """Lease.Drop."""

@@ -47,8 +47,8 @@ def documented() -> dict[str, dict[str, str]]:
     """Key to type, as the comments say, of all that is answered as a dictionary.
 
     ``grant`` is that of a TAP or macvtap device, ``pci`` that of a PCI device,
-    ``bandwidth`` that of a limit; ``requests`` are those of a plan. A key that is there
-    or not (network, bridge) is listed.
+    ``bandwidth`` that of a limit, ``publish`` that of published ports; ``requests`` are those of
+    a plan. A key that is there or not (network, bridge) is listed.
     """
     text = FILE.read_text()
     grant = _between(text, "A grant of a TAP is a{sv} with", "A grant of")
@@ -57,6 +57,7 @@ def documented() -> dict[str, dict[str, str]]:
         "grant": _table(grant),
         "pci": _table(_between(text, "A grant of a PCI device is a{sv} with", "A grant of")),
         "bandwidth": _table(_between(text, "A grant of a bandwidth is a{sv} with", "A grant of")),
+        "publish": _table(_between(text, "A grant of published ports is a{sv} with", "-->")),
         "plan": _table(" " * 19 + "verdict" + plan),
         "requests": _inline(_between(plan, "in order: kind", "steps "), "kind"),
         "networks": _inline(_between(text, "networks  each: name", "-->"), "name"),
@@ -80,6 +81,7 @@ def parameters() -> dict[str, dict[str, str]]:
         "pci": _table(_between(text, '"pci"  a PCI device', '"bandwidth"')),
         "bandwidth": _table(_between(text, '"bandwidth"  how much', '"filter"')),
         "filter": _table(_between(text, '"filter"  what a guest may not', "A TCP segment")),
+        "publish": _table(_between(text, '"publish"  ports of the host', "A grant of")),
     }
 
 

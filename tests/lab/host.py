@@ -68,10 +68,10 @@ def tables() -> list[str]:
     )
 
 
-def elements(family: str, name: str) -> list[Any]:
-    """The elements of a set of the broker's, without counters."""
-    rows = json.loads(nft("--json", "list", "set", family, "sessionvirt", name))["nftables"]
-    found = [row["set"].get("elem", []) for row in rows if "set" in row]
+def elements(family: str, name: str, kind: str = "set") -> list[Any]:
+    """The elements of a set of the broker's, or of a "map", without counters."""
+    rows = json.loads(nft("--json", "list", kind, family, "sessionvirt", name))["nftables"]
+    found = [row[kind].get("elem", []) for row in rows if kind in row]
     return [
         one["elem"]["val"] if isinstance(one, dict) and "elem" in one else one for one in found[0]
     ]

@@ -402,6 +402,18 @@ def bandwidth(on: str, **parameters: Variant | str | int) -> list[Any]:
     return ["bandwidth", {key: _variant(value) for key, value in given.items()}]
 
 
+def publish(on: str, host_port: int, **parameters: Variant | str | int) -> list[Any]:
+    """One request for a TCP port of the host that leads to port 80 of a guest."""
+    given: Mapping[str, Variant | str | int] = {
+        "tap": on,
+        "protocol": "tcp",
+        "host_port": host_port,
+        "guest_port": 80,
+        **parameters,
+    }
+    return ["publish", {key: _variant(value) for key, value in given.items()}]
+
+
 def direct(device: str, **parameters: Variant | str | int) -> list[Any]:
     """One request for a macvtap device."""
     given: Mapping[str, Variant | str | int] = {"device": device, **parameters}

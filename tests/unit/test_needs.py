@@ -23,6 +23,7 @@ from sessionvirt.model.domain import parse_domain
 from sessionvirt.model.interface import Interface, InterfaceType, NicModel
 from sessionvirt.model.needs import Need, NeedKind, PciNeed, interface_need, needs, pci_needs
 from sessionvirt.model.nic import NicBackend, NicDriver
+from sessionvirt.model.portforward import PortProtocol, Ports
 from sessionvirt.qemu.wiring import Accelerator
 
 if TYPE_CHECKING:
@@ -61,10 +62,11 @@ def test_one_for_each_interface_in_order() -> None:
         inbound=BandwidthRate(average=1000, peak=5000, burst=5120),
         outbound=BandwidthRate(average=128),
     )
+    ports = [Ports(PortProtocol.TCP, "127.0.0.1", *pair) for pair in ((8080, 80), (8082, 82))]
     assert needs(parsed("interfaces").value) == (
         limited,
         Need(NeedKind.TAP, 1, bridge="br0", vlan=42, mac=mac[1]),
-        Need(NeedKind.USER, 2, mac=mac[2]),
+        Need(NeedKind.USER, 2, mac=mac[2], ports=tuple(ports)),
         Need(NeedKind.USER, 3, mac=mac[3]),
         Need(NeedKind.TAP, 4, bridge="br0", vlan=43, mac=mac[4], isolated=True),
     )

@@ -20,6 +20,10 @@ exit status:
 """
 
 
+#: ``8080:80``, ``127.0.0.1:5000-5009:5000-5009/udp``.
+_PORTS = "[ADDRESS:]HOST[-HOST]:GUEST[-GUEST][/udp]"
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(
@@ -55,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     _add_devices(verbs.add_parser("devices", help=text, description=_sentence(text)))
     text = "end a machine, also another user's, and take back what it has of this host"
     _add_reclaim(verbs.add_parser("reclaim", help=text, description=_sentence(text)))
+    text = "have ports of this host lead to a running machine"
+    _add_publish(verbs.add_parser("publish", help=text, description=_sentence(text)))
+    text = "have ports of this host lead to a running machine no longer"
+    _add_unpublish(verbs.add_parser("unpublish", help=text, description=_sentence(text)))
     text = "show or change how much a running machine receives and sends in a second"
     _add_limit(verbs.add_parser("limit", help=text, description=_sentence(text)))
     text = "list what your running machines hold of this host"
@@ -117,6 +125,31 @@ def _add_reclaim(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="VM", help="its name, or its lease as 'leases' lists it")
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    _add_machine(parser)
+    parser.add_argument("ports", nargs="+", metavar=_PORTS, help="as --publish of 'run'")
+    parser.add_argument(
+        "--interface",
+        metavar="N|MAC",
+        help="the machine's interface, by its number from 0 or its MAC address (default: the first "
+        "on a managed network)",
+    )
+    parser.add_argument(
+        "--no-ask-password", action="store_true", help="never ask; fail where a prompt is needed"
+    )
+
+
+def _add_unpublish(parser: argparse.ArgumentParser) -> None:
+    _add_machine(parser)
+    parser.add_argument(
+        "ports", nargs="+", metavar="[ADDRESS:]PORT[/udp]", help="the first of those published"
     )
 
 
@@ -194,6 +227,13 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
         help="with a PCI device, also one of an XML file, may go all of its isolation group",
     )
     _add_lists(parser.add_argument_group("filters", "Of each network and bridge interface."))
+    parser.add_argument(
+        "--publish",
+        action="append",
+        metavar=_PORTS,
+        help="ports of this host that lead to the machine's first interface on a managed network, "
+        "or in user mode; may be given several times",
+    )
     quick = parser.add_argument_group("without XML", "These describe the machine of a disk image.")
     quick.add_argument("--name", help="the machine's name (default: the file's)")
     quick.add_argument("--memory", type=_positive, metavar="MIB", help="in MiB (default: 1024)")

@@ -41,11 +41,11 @@ def load_domain(args: argparse.Namespace) -> Domain:
     :raise DefinitionError: the XML is wrong.
     """
     if args.guest is not None and _is_xml(args.guest):
-        return _from_xml(args)
+        return _published(_from_xml(args), args)
     from sessionvirt.model.quick import QuickDisk, quick_domain
 
     given = {"name": args.name, "vcpus": args.vcpus, "memory_mib": args.memory}
-    return quick_domain(
+    domain = quick_domain(
         () if args.guest is None else (QuickDisk(Path(args.guest)),),
         **{name: value for name, value in given.items() if value is not None},
         networks=_networks(args),
@@ -53,6 +53,36 @@ def load_domain(args: argparse.Namespace) -> Domain:
         kernel=_readable(args.kernel),
         initrd=_readable(args.initrd),
         append=args.append,
+    )
+    return _published(domain, args)
+
+
+def _published(domain: Domain, args: argparse.Namespace) -> Domain:
+    """The domain, with what ``--publish`` says on its first interface that can have it.
+
+    :raise UsageError: it has none.
+    """
+    if not args.publish:
+        return domain
+    import dataclasses
+
+    from sessionvirt.model.check import check_domain
+    from sessionvirt.model.interface import InterfaceType
+    from sessionvirt.model.portforward import PortForward, read_ports
+
+    more = tuple(PortForward.of(read_ports(text)) for text in args.publish)
+    interfaces = list(domain.interfaces)
+    for kind in (InterfaceType.NETWORK, InterfaceType.USER):
+        for index, nic in enumerate(interfaces):
+            if nic.type is kind:
+                forwards = (*nic.port_forwards, *more)
+                interfaces[index] = dataclasses.replace(nic, port_forwards=forwards)
+                domain = dataclasses.replace(domain, interfaces=tuple(interfaces))
+                check_domain(domain)
+                return domain
+    raise UsageError(
+        "--publish: the machine has no interface that ports of this host can lead to",
+        advice="write --network NAME; a guest on the LAN itself is reached by its own address",
     )
 
 

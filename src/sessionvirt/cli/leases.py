@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sessionvirt.broker_client import BrokerClient
-from sessionvirt.broker_data import BandwidthGrant, FilterGrant, PciGrant
+from sessionvirt.broker_data import BandwidthGrant, FilterGrant, PciGrant, PublishGrant
+from sessionvirt.driver.publishing import words
 
 from . import status
 from .output import moment, print_json, print_table, say
@@ -85,6 +86,8 @@ def _grant(grant: Grant) -> tuple[str, str, str, str]:
         return f"{grant.tap}, a limit", "", "", limit_words(grant)
     if isinstance(grant, FilterGrant):
         return f"filter of {grant.tap}", "", "", grant.words
+    if isinstance(grant, PublishGrant):
+        return grant.tap, grant.id, "", words(grant)
     on = grant.network or grant.bridge or grant.device
     if grant.mode:
         on = f"{on} {grant.mode}"

@@ -8,11 +8,11 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from sessionvirt.broker_client import BrokerClient
-from sessionvirt.errors import NotFoundError, UsageError
 
 from . import status
 from .agent import terminal_agent
 from .output import say
+from .whichlease import find_lease, leases_called
 
 if TYPE_CHECKING:
     import argparse
@@ -48,15 +48,8 @@ def _find(word: str, leases: tuple[LeaseInfo, ...]) -> tuple[str, bool]:
     :raise NotFoundError: there is none.
     :raise UsageError: there are several.
     """
-    found = {one.lease: one for one in leases if one.vm == word or one.name.startswith(word)}
-    if len(found) > 1:
-        rows = "\n".join(f"{one.name}  {one.vm} (uid {one.uid})" for one in found.values())
-        raise UsageError(f"'{word}' is not the only one", evidence=rows, advice="write more of it")
-    if found:
-        return next(iter(found)), True
+    if (found := leases_called(word, leases)) is not None:
+        return found.lease, True
     if re.fullmatch(r"[0-9a-f]{32}", word):
         return _PREFIX + word, False
-    raise NotFoundError(
-        f"you have no lease or machine '{word}'",
-        advice="'sessionvirt leases' lists yours, 'sudo sessionvirt leases' everybody's",
-    )
+    return find_lease(word, leases).lease, True

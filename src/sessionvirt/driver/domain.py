@@ -47,11 +47,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from sessionvirt.broker_data import PublishGrant
     from sessionvirt.broker_requests import Rate
     from sessionvirt.host.kvm import Kvm
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.interface import HostPci
+    from sessionvirt.model.portforward import Ports
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.command import Command
     from sessionvirt.qemu.qmp import Event, Monitor
@@ -391,6 +393,30 @@ class VirtualMachine:
         :raise SessionvirtError: whatever the broker says; the former lists hold then.
         """
         return await self._plugs("change a filter").set_filter(which, lists)
+
+    async def publish(
+        self, *ports: Ports, interface: str | None = None, interactive: bool | None = None
+    ) -> tuple[PublishGrant, ...]:
+        """Have ports of the host lead to the running machine; all or none. They do until
+        :meth:`unpublish`, or the interface goes.
+
+        :param ports: :func:`sessionvirt.model.portforward.read_ports` reads them from a word.
+        :param interface: its id or MAC address, or its number; by default the first on a managed
+            network.
+        :param interactive: as of :meth:`attach`.
+        :raise StateError: the machine does not run.
+        :raise SessionvirtError: as :meth:`.hotplug.HotPlug.publish` says.
+        """
+        asks = self.settings.interactive if interactive is None else interactive
+        return await self._plugs("publish ports").publish(ports, interface, interactive=asks)
+
+    async def unpublish(self, *ports: Ports) -> None:
+        """Have ports lead there no longer. Connections that there are go on.
+
+        :raise StateError: the machine does not run.
+        :raise NotFoundError: something of it is not published.
+        """
+        await self._plugs("unpublish ports").unpublish(ports)
 
     def _plugs(self, what: str) -> HotPlug:
         require(self._state, DomainState.RUNNING, DomainState.PAUSED, what=what)

@@ -87,6 +87,11 @@ class Grants:
         self._held.add(grant)
         return grant
 
+    @property
+    def lease(self) -> str | None:
+        """The object path of what the machine has; None: nothing."""
+        return self._lease
+
     @contextlib.asynccontextmanager
     async def taking(
         self, request: Request, *, interactive: bool, lock: int = 0

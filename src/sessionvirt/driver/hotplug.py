@@ -29,12 +29,13 @@ from .slots import Plugged, Slots
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sessionvirt.broker_data import Lease
+    from sessionvirt.broker_data import Lease, PublishGrant
     from sessionvirt.broker_requests import PciRequest, Rate
     from sessionvirt.model.addresses import PciAddress
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.interface import HostPci
+    from sessionvirt.model.portforward import Ports
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.pci import Place
     from sessionvirt.qemu.process import Child
@@ -118,6 +119,7 @@ class HotPlug:
 
         self._domain = domain
         self._monitor = monitor
+        self._broker = broker
         self._grants = Grants(domain.name, monitor, child, lease, broker)
         self._slots = Slots(monitor, free)
         self._interfaces = Interfaces(
@@ -257,6 +259,36 @@ class HotPlug:
         """Exchange an interface's lists; as :meth:`VirtualMachine.set_filter` says."""
         async with self._turn:
             return await self._interfaces.set_filter(which, lists)
+
+    async def publish(
+        self, ports: Sequence[Ports], which: str | None, *, interactive: bool
+    ) -> tuple[PublishGrant, ...]:
+        """Have ports of the host lead to the guest; all or none.
+
+        :param which: the id or MAC address of an interface, or its number; None: the first on a
+            managed network.
+        :raise NotFoundError: the machine has no such interface.
+        :raise SessionvirtError: whatever the broker says.
+        """
+        from .publishing import choose_tap, held_lease, publish
+
+        there = {one.id: str(one.mac) for one in self.interfaces}
+        async with self._turn, await self._broker() as client:
+            lease = await held_lease(client, self._grants.lease or "")
+            tap = choose_tap(lease, None if which is None else there.get(which, which))
+            return await publish(client, lease.lease, tap.id, ports, interactive=interactive)
+
+    async def unpublish(self, ports: Sequence[Ports]) -> None:
+        """Have them lead there no longer; new flows, that is.
+
+        :raise NotFoundError: something of it is not published.
+        """
+        from .publishing import held_lease, unpublish
+
+        async with self._turn, await self._broker() as client:
+            lease = await held_lease(client, self._grants.lease or "")
+            wanted = [(one.protocol.value, one.address or "", one.host) for one in ports]
+            await unpublish(client, lease, wanted)
 
     def see(self, event: Event) -> None:
         """Note an event of QEMU."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from sessionvirt.errors import BusyError, NotFoundError, SessionvirtError, UsageError
 from sessionvirt.model.check import check_interface
 from sessionvirt.model.filter import NO_FILTER
-from sessionvirt.model.interface import LinkState
+from sessionvirt.model.interface import InterfaceType, LinkState
 from sessionvirt.model.needs import NeedKind, interface_need, needs
 
 from .lease import rate_of, tap_request
@@ -164,6 +164,11 @@ class Interfaces:
         from sessionvirt.qemu.command_interfaces import interface_plug, plug_model
 
         check_interface(nic)
+        if nic.port_forwards and nic.type is InterfaceType.NETWORK:
+            raise UsageError(
+                "an interface that comes while the machine runs brings no ports with it",
+                advice="attach it without <portForward>, then publish them",
+            )
         place = self._slots.choose(nic)
         model = plug_model(nic, place, self._capabilities.devices)
         need = interface_need(dataclasses.replace(nic, model=model), self._next)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_requests import (
         DirectRequest,
         FilterRequest,
+        PublishRequest,
         Rate,
         Request,
         TapRequest,
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.filter import GuestFilter
     from sessionvirt.model.needs import Need
+    from sessionvirt.model.portforward import Ports
     from sessionvirt.qemu.process import Child
 
-__all__ = ["broker_requests", "connect_broker", "let_lock_memory", "rate_of", "tap_request"]
+__all__ = [
+    "broker_requests", "connect_broker", "let_lock_memory", "publish_request", "rate_of",
+    "tap_request",
+]  # fmt: skip
 
 
 async def connect_broker(bus_address: str | None) -> BrokerClient:
@@ -109,6 +114,31 @@ def broker_requests(
             if need.inbound is not None or need.outbound is not None
         ),
         *_filters(taps, lists),
+        *_published(taps),
+    )
+
+
+def _published(taps: Sequence[Need]) -> Iterator[PublishRequest]:
+    """What of the host leads to these; a TAP's grant is called by its place in the call."""
+    for number, need in enumerate(taps):
+        for ports in need.ports:
+            yield publish_request(f"tap{number}", ports)
+
+
+def publish_request(tap: str, ports: Ports) -> PublishRequest:
+    """What is asked for ports.
+
+    :param tap: the id of the grant that they lead to.
+    """
+    from sessionvirt.broker_requests import PublishRequest
+
+    return PublishRequest(
+        tap=tap,
+        protocol=ports.protocol.value,
+        host_port=ports.host,
+        guest_port=ports.guest,
+        ports=ports.count,
+        address=ports.address,
     )
 
 

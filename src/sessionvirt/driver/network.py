@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sessionvirt.descriptors import Fd
-from sessionvirt.errors import LaunchError, NotFoundError
+from sessionvirt.errors import LaunchError, NotFoundError, UsageError
 from sessionvirt.host.paths import find_program
 from sessionvirt.host.routes import has_default_route
 from sessionvirt.host.userns import may_make_user_namespaces
@@ -31,13 +31,14 @@ from sessionvirt.qemu.wiring import HostdevWiring, PasstWiring, TapWiring, UserW
 from .lease import connect_broker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AsyncExitStack, ExitStack
 
     from sessionvirt.broker_data import Lease, TapGrant
     from sessionvirt.broker_requests import Request
     from sessionvirt.model.domain import Domain
     from sessionvirt.model.needs import Need
+    from sessionvirt.model.portforward import Ports
     from sessionvirt.qemu.capabilities import Capabilities
     from sessionvirt.qemu.wiring import InterfaceWiring
 
@@ -167,8 +168,9 @@ def join_user(need: Need, vm: str, capabilities: Capabilities, handed_over: Exit
     mac = need.mac or default_mac(vm, need.interface)
     passt = find_passt(capabilities)
     if passt is None:
-        return Joined(UserWiring(mac))
-    helper, fd = _start_passt(passt, handed_over)
+        _refuse_for_slirp(need)
+        return Joined(UserWiring(mac, need.ports))
+    helper, fd = _start_passt(passt, need.ports, handed_over)
     return Joined(PasstWiring(fd, mac), helper=helper)
 
 
@@ -230,12 +232,30 @@ def _says_its_version(passt: str) -> bool:
     return said.returncode == 0 and b"unknown version" not in said.stdout
 
 
-def _start_passt(program: str, handed_over: ExitStack) -> tuple[Child, int]:
+def _refuse_for_slirp(need: Need) -> None:
+    six = [ports for ports in need.ports if ports.address and ":" in ports.address]
+    if six:
+        raise UsageError(
+            f"interface {need.interface}: QEMU's own user-mode network has no ports on IPv6",
+            evidence=", ".join(map(str, six)),
+            advice="install passt, name an IPv4 address, or use a managed network: --network NAME",
+        )
+
+
+def _start_passt(program: str, ports: Sequence[Ports], handed_over: ExitStack) -> tuple[Child, int]:
     """Start passt; returns it and the descriptor that QEMU is to inherit."""
     ours, theirs = socket.socketpair()
     handed_over.enter_context(ours)
     with theirs:
         fd = theirs.fileno()
         return Child.spawn(
-            (program, "--foreground", "--fd", str(fd)), pass_fds=(fd,)
+            (program, "--foreground", "--fd", str(fd), *_passt_ports(ports)), pass_fds=(fd,)
         ), ours.fileno()
+
+
+def _passt_ports(ports: Iterable[Ports]) -> Iterator[str]:
+    """passt(1): ``--tcp-ports [ADDRESS/]FIRST-LAST:FIRST-LAST``."""
+    for one in ports:
+        ends = [f"{first}-{first + one.count - 1}" for first in (one.host, one.guest)]
+        address = f"{one.address}/" if one.address else ""
+        yield from (f"--{one.protocol}-ports", address + ":".join(ends))

@@ -83,7 +83,7 @@ def _examples(domain: Domain, capabilities: Capabilities) -> Iterator[InterfaceW
         elif find_passt(capabilities) is not None:
             yield PasstWiring(_EXAMPLE_FD, mac)
         else:
-            yield UserWiring(mac)
+            yield UserWiring(mac, need.ports)
 
 
 def _files(domain: Domain) -> Iterator[tuple[str, int, Location]]:

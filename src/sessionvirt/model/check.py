@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .hostdev import Hostdev
     from .interface import HostPci, Vlan
+    from .portforward import PortForward
 
 __all__ = ["check_domain", "check_hostdev", "check_interface"]
 
@@ -46,6 +47,10 @@ _TAPS: Final = (InterfaceType.NETWORK, InterfaceType.BRIDGE)
 #: NUL, and what Python makes of bytes that are not UTF-8.
 _UNSPEAKABLE: Final = re.compile("[\0\ud800-\udfff]")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+#: net.ipv4.ip_unprivileged_port_start, as it comes.
+_FIRST_OF_USERS = 1024
 
 
 def check_domain(domain: Domain) -> None:
@@ -218,6 +223,22 @@ def check_interface(nic: Interface) -> None:
                 "Write type='network' or type='bridge', or leave <bandwidth> out.",
             )
     check_filterref(nic)
+    for forward in nic.port_forwards:
+        _port_forward(nic, forward)
+
+
+def _port_forward(nic: Interface, forward: PortForward) -> None:
+    if nic.type not in (InterfaceType.NETWORK, InterfaceType.USER):
+        forward.where.refuse(
+            f"does not go with type='{nic.type}': the guest is on the LAN itself",
+            "Write type='network', or leave it out: the guest is reached by its own address.",
+        )
+    for ports in forward.rows():
+        if nic.type is InterfaceType.USER and ports.host < _FIRST_OF_USERS:
+            forward.where.refuse(
+                f"port {ports.host} is root's, and a user-mode network has no root",
+                f"Write a port from {_FIRST_OF_USERS} on, or type='network'.",
+            )
 
 
 def _mode(nic: Interface) -> None:

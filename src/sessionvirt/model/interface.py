@@ -21,6 +21,7 @@ from .devices import ORDER, Device
 from .filterref import FilterRef
 from .hostdev import Hostdev, HostPlace
 from .nic import NicDriver
+from .portforward import PortForward
 
 if TYPE_CHECKING:
     from .addresses import MacAddress, PciAddress
@@ -98,6 +99,7 @@ class Interface(Device):
         its default one.
     :param rom_bar: as of a host device, with every type, and so is ``rom_file``.
     :param isolated: nothing passes between it and other interfaces there that are so.
+    :param port_forwards: of the host, with the type network.
     :param target: what people call the TAP, whose first name is the broker's.
     """
 
@@ -128,6 +130,8 @@ class Interface(Device):
         "target/@dev",
         Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", "letters, digits and _ . -, at most 15"),
     )
+
+    port_forwards: tuple[PortForward, ...] = children("portForward", PortForward)
 
     @property
     def queues(self) -> int:

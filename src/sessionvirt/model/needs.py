@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .bandwidth import BandwidthRate
     from .domain import Domain
     from .interface import HostPci
+    from .portforward import Ports
 
 __all__ = [
     "Need", "NeedKind", "PciNeed", "interface_need", "needs", "pci_need", "pci_needs",
@@ -54,6 +55,7 @@ class Need:
     :param inbound: how much the guest receives in a second; None: as much as comes. Likewise
         ``outbound``.
     :param filter: what the guest may not.
+    :param ports: of the host that lead to the guest.
     """
 
     kind: NeedKind
@@ -72,6 +74,7 @@ class Need:
     inbound: BandwidthRate | None = None
     outbound: BandwidthRate | None = None
     filter: GuestFilter = NO_FILTER
+    ports: tuple[Ports, ...] = ()
 
 
 def needs(domain: Domain) -> tuple[Need, ...]:
@@ -85,8 +88,9 @@ def interface_need(nic: Interface, index: int) -> Need:
 
     :param index: what is counted as of the domain's, where it comes later.
     """
+    ports = tuple(row for forward in nic.port_forwards for row in forward.rows())
     if nic.type is InterfaceType.USER:
-        return Need(NeedKind.USER, index, mac=nic.mac, mtu=nic.mtu)
+        return Need(NeedKind.USER, index, mac=nic.mac, mtu=nic.mtu, ports=ports)
     backend = nic.driver.name if nic.driver is not None else None
     vhost = None if backend is None else backend is NicBackend.VHOST
     limits = nic.bandwidth or Bandwidth()
@@ -111,6 +115,7 @@ def interface_need(nic: Interface, index: int) -> Need:
         inbound=inbound,
         outbound=outbound,
         filter=guest_filter(nic),
+        ports=ports,
     )
 
 

@@ -14,9 +14,10 @@ from .option import structured
 from .wiring import PasstWiring, TapWiring, UserWiring
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sessionvirt.model.interface import Interface
+    from sessionvirt.model.portforward import Ports
 
     from .board import Board
     from .pci import Place
@@ -155,7 +156,17 @@ def _backend(
             values |= {"type": "stream", "server": False, "addr": address}
         case UserWiring():
             values["type"] = "user"
+            if wiring.ports:
+                values["hostfwd"] = [{"str": rule} for rule in _slirp(wiring.ports)]
     return values
+
+
+def _slirp(ports: Iterable[Ports]) -> Iterator[str]:
+    """slirp knows no rows of ports."""
+    for one in ports:
+        for number in range(one.count):
+            host, guest = one.host + number, one.guest + number
+            yield f"{one.protocol}:{one.address or ''}:{host}-:{guest}"
 
 
 def _properties(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sessionvirt.model.addresses import MacAddress
+    from sessionvirt.model.portforward import Ports
 
 __all__ = [
     "Accelerator", "HostdevWiring", "InterfaceWiring", "PasstWiring", "TapWiring", "UserWiring",
@@ -63,9 +64,13 @@ class PasstWiring:
 
 @dataclass(frozen=True)
 class UserWiring:
-    """QEMU's own user-mode network (slirp)."""
+    """QEMU's own user-mode network (slirp).
+
+    :param ports: of the host that lead to the guest.
+    """
 
     mac: MacAddress
+    ports: tuple[Ports, ...] = ()
 
     @property
     def passed_fds(self) -> tuple[int, ...]:
