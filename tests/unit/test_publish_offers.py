@@ -96,7 +96,7 @@ class Published:
         self.published: set[Any] = set()
 
     def adopt(self, *rules: Any) -> None:
-        self.published = set(rules[3])
+        self.published = set(rules[-1])
 
     @property
     def ports(self) -> list[int]:
