@@ -246,8 +246,9 @@ def test_every_mode_is_shown_with_a_figure_and_an_example_that_is_taken() -> Non
         ((name, network),) = configuration(rest).networks.items()
         assert network.mode is mode
         assert f"svn_{name}" in figure
-    for block in blocks(DOCS / "networking.rst", "toml"):
-        configuration(block)
+    for page in ("networking.rst", "firewall.rst"):
+        for block in blocks(DOCS / page, "toml"):
+            configuration(block)
 
 
 @pytest.mark.parametrize(

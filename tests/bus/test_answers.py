@@ -47,7 +47,7 @@ def test_answers_have_the_documented_keys_and_types(
         answer = client.answer(serial)
         path, hold, grants = answer.body
         elsewhere = ("device", "mode")
-        every = {k: v for k, v in keys["grant"].items() if k not in elsewhere}
+        every = {k: v for k, v in keys["grant"].items() if k not in (*elsewhere, "drops")}
         on_network = {k: v for k, v in every.items() if k not in ("bridge", "vlan")}
         on_bridge = {k: v for k, v in every.items() if k != "network"}
         assert [types(row) for row in grants] == [on_network, on_bridge]
@@ -65,7 +65,8 @@ def test_answers_have_the_documented_keys_and_types(
         (lease,) = client.call("ListLeases", {})[0]
         assert types(lease) == keys["leases"]
         listed = lease["grants"].value
-        assert [types(row) for row in listed] == [on_network, on_bridge]
+        drops = {"drops": keys["grant"]["drops"]}
+        assert [types(row) for row in listed] == [on_network | drops, on_bridge | drops]
         assert [row["fds"].value for row in listed] == [[], []]
         assert lease["lease"].value == path
         client.release(path)
@@ -77,7 +78,7 @@ def test_answers_about_a_macvtap_are_as_documented(
 ) -> None:
     broker.configure('[direct.wire0]\nmodes = ["private", "bridge"]\n')
     keys = documented()
-    others = ("network", "bridge", "vlan")
+    others = ("network", "bridge", "vlan", "isolated", "drops")
     expected = {key: type_ for key, type_ in keys["grant"].items() if key not in others}
     with Client(alice) as client, wired("wire0"):
         serial = client.ask("Acquire", [direct("wire0", queues=2)], options(vm="one"))
@@ -96,7 +97,8 @@ def test_answers_about_a_macvtap_are_as_documented(
             *("wire0", "bridge,private", "wire0", True, 1500, 1)
         ]
         (lease,) = client.call("ListLeases", {})[0]
-        assert [types(row) for row in lease["grants"].value] == [expected]
+        drops = {"drops": keys["grant"]["drops"]}
+        assert [types(row) for row in lease["grants"].value] == [expected | drops]
         client.release(path)
         answer.close()
 

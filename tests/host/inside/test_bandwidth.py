@@ -21,7 +21,6 @@ from lab.throttled import (
     TABLE,
     WINDOW,
     flow,
-    guest_reads_tcp,
     known_to_gateway,
     rate_of,
     settles_at,
@@ -63,10 +62,9 @@ def test_what_a_guest_receives(tap: Tap) -> None:
     ).stdout
     assert "qdisc htb 5356: root" in shown
     assert "qdisc fq_codel 5357: parent 5356:1" in shown
+    # TCP is in the other file: fq_codel drops, which a TCP of a few lines does not recover from.
     with to_guest(tap):
         assert settles_at(lambda: rate_of(tap), INBOUND * 1000)
-    with guest_reads_tcp(tap) as rate:
-        assert settles_at(rate, INBOUND * 1000)
 
 
 def test_what_a_guest_sends(tap: Tap) -> None:
