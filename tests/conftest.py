@@ -46,13 +46,13 @@ TIERS = ("unit", "bus", "kernel", "qemu", "host")
 TOOLS = {
     "unit": (),
     "bus": ("dbus-daemon", "nft", "ip"),
-    "kernel": ("nft", "ip", "unshare", "nsenter"),
+    "kernel": ("nft", "ip", "unshare", "nsenter", "iptables-nft", "ufw"),
     "qemu": ("qemu-system-x86_64", "dbus-daemon", "nft", "ip", "dnsmasq"),
     "host": ("mmdebstrap", "mke2fs", "qemu-system-x86_64", "dpkg-buildpackage"),
 }
 
 #: With CI=true no test may be skipped for want of one of these.
-NO_EXCUSE = re.compile(r"(needs|not) root|\b(qemu|dbus|polkit|nft|mmdebstrap)", re.IGNORECASE)
+NO_EXCUSE = re.compile(r"(needs|not) root|\b(qemu|dbus|polkit|nft|ufw|mmdebstrap)", re.IGNORECASE)
 
 IN_CI = os.environ.get("CI") == "true"
 

@@ -54,7 +54,6 @@ PACKAGES = (
     # Its neighbours and peers.
     "dnsmasq-base",
     "firewalld",
-    "iptables",
     "libvirt-clients",
     "libvirt-daemon-system",
     "network-manager",
@@ -63,7 +62,6 @@ PACKAGES = (
     "qemu-system-x86",
     "qemu-utils",
     "swtpm",
-    "ufw",
     # What the tests run and look with.
     "busybox-static",
     "e2fsprogs",
@@ -164,7 +162,6 @@ DISABLED = (
     "NetworkManager-dispatcher.service",
     "NetworkManager-wait-online.service",
     "firewalld.service",
-    "ufw.service",
     "libvirtd.service",
     "virtlogd.service",
     "blk-availability.service",

@@ -102,8 +102,10 @@ def obstacles(client: Client, **options: str) -> list[Obstacle]:
 
 def reaches_outside(lease: Lease) -> bool:
     tap = lease.tap
-    tap.send(tap.tcp4(tap.ask_arp(GATEWAY), ADDRESS4, (next(_ports), PORT)))
-    return not tap.silent(lambda p: p.source == ADDRESS4 and p.flags == 0x12)
+    port = next(_ports)
+    tap.send(tap.tcp4(tap.ask_arp(GATEWAY), ADDRESS4, (port, PORT)))
+    # Of earlier connections, which nobody ended, answers are repeated for a minute.
+    return not tap.silent(lambda p: p.ports == (PORT, port) and p.flags == 0x12)
 
 
 _ports = iter(range(40000, 50000))

@@ -34,6 +34,7 @@ module:
 ``links``       wait for an interface to come or go; ``files``: for a directory to become empty
 ``fakesysfs``   a host's /sys and /proc as files, for unit tests
 ``flushing``    somebody else who takes our rules away, and when they are back
+``doctoring``   a guest beside another firewall, and what doctor says of it
 ``leaks``       what is there now, to be compared with what was there before
 
 The lab knows the project only as installed files, programs and bus names; it imports neither half.
