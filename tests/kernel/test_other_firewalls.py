@@ -16,11 +16,11 @@ import pytest
 
 from lab import frames, host
 from lab.doctoring import (
-    BRIDGE,
     complaints,
     gets_an_address,
     gets_out,
     mend,
+    of_page,
     rules_of_others,
 )
 from lab.flushing import degraded, once
@@ -151,8 +151,7 @@ def test_ufw_is_named_and_mended(tap: Tap, alice: User) -> None:
     mend(
         complaints(alice, "web"),
         "ufw's, most likely drops",
-        f"ufw allow in on {BRIDGE}",
-        f"ufw route allow in on {BRIDGE}",
+        *of_page("ufw"),
     )
     assert gets_an_address(tap)
     assert gets_out(tap)
@@ -180,8 +179,7 @@ def test_dockers_policy_is_named_and_mended(tap: Tap, alice: User) -> None:
     mend(
         complaints(alice, "web"),
         "the policy of chain FORWARD of table ip filter (hook forward), Docker's, drops",
-        f"iptables -I DOCKER-USER -i {BRIDGE} -j ACCEPT && iptables -I DOCKER-USER -o {BRIDGE}"
-        " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        " && ".join(of_page("iptables")),
     )
     assert gets_out(tap)
     assert complaints(alice, "web") == []

@@ -12,8 +12,10 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from host.inside.readme import blocks
 from lab import frames, host
 from lab.outside import ADDRESS4, PORT
+from lab.stage import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +23,25 @@ if TYPE_CHECKING:
     from lab.tap import Tap
     from lab.users import User
 
-__all__ = ["BRIDGE", "complaints", "gets_an_address", "gets_out", "mend", "rules_of_others"]
+__all__ = [
+    "BRIDGE", "complaints", "gets_an_address", "gets_out", "mend", "of_page", "rules_of_others",
+]  # fmt: skip
+
+PAGE = ROOT / "docs/firewall.rst"
 
 BRIDGE = "svn_default"
 GATEWAY = "10.213.80.1"
 SYN_ACK = 0x12
 #: Each connection is a new one to whoever counts them.
 _ports = iter(range(41000, 60000))
+
+
+def of_page(program: str) -> list[str]:
+    """The commands of a program that docs/firewall.rst shows, as they stand, in order."""
+    lines = [line.strip() for block in blocks(PAGE) for line in block.commands]
+    found = [line for line in lines if line.split()[0] == program]
+    assert found
+    return found
 
 
 def gets_out(tap: Tap) -> bool:
