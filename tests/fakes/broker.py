@@ -140,7 +140,8 @@ def facts() -> dict[str, Variant]:
              "dnsmasq": "", "configuration": "broker.toml:3: no such key"}  # fmt: skip
     flags = {"ip_forward": True, "bridge_nf_call": True, "systemd": False, "tun": False}
     lists = {"capabilities": ["kill"], "missing_capabilities": ["net_admin"],
-             "foreign_forward_drops": ["ip filter FORWARD"]}  # fmt: skip
+             "foreign_forward_drops": ["ip filter FORWARD"],
+             "legacy_tables": ["ip filter"]}  # fmt: skip
     return {
         **{key: Variant("s", value) for key, value in texts.items()},
         **{key: Variant("b", value) for key, value in flags.items()},
@@ -259,6 +260,8 @@ def answer(mode: str, message: Message) -> Message | None:
             if mode == "devices":
                 return Message.new_method_return(message, "aa{sv}", [[lease_of_devices()]])
             return Message.new_method_return(message, "aa{sv}", [[lease()]])
+        case "ListObstacles":
+            return Message.new_method_return(message, "aa{sv}", [[]])
         case "Diagnose":
             return Message.new_method_return(message, "a{sv}", [facts()])
         case "Reclaim":
