@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PARTS = ("changes", "reload", "published", "frames")
 COUNTS = (1, 100, 1000)
-CYCLES, RELOADS, TRANSFERS, BURSTS = 20, 2, 3, 60
+CYCLES, RELOADS, TRANSFERS, BURSTS = 20, 3, 5, 60
 WORDS = {"publish": "a published port", "filter": "a filter", "bandwidth": "a bandwidth"}
 GATEWAYS = ("10.60.0.1/20", "fd60::1/64")
 CONFIGURATION = f"""{LIMITS}\
@@ -42,6 +42,13 @@ ipv4 = "{GATEWAYS[0]}"
 ipv6 = "{GATEWAYS[1]}"
 """
 FEW, MANY = 2, 1000
+
+
+def configured() -> Broker:
+    """One to be started; it takes its configuration along when it ends."""
+    broker = Broker()
+    broker.configure(CONFIGURATION)
+    return broker
 
 
 def thousand(parts: Sequence[str]) -> list[Row]:
@@ -57,7 +64,7 @@ def thousand(parts: Sequence[str]) -> list[Row]:
 
     with ExitStack() as stack:
         outside = stack.enter_context(Outside())
-        broker = stack.enter_context(Broker())
+        broker = stack.enter_context(configured())
         client = stack.enter_context(alice())
         # The namespaces end with this process; to give a thousand leases back takes half a minute.
         stack.callback(broker.kill)
@@ -114,7 +121,7 @@ def published() -> list[Row]:
     with Outside() as outside:
         # As libvirt's networks want it; set before the broker looks, so it is not its own.
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        with Broker():
+        with configured():
             found = rates(outside, GATEWAYS[0], TRANSFERS)
     rate = {key: statistics.median(values) for key, values in found.items()}
     print(rate, file=sys.stderr)
@@ -161,7 +168,6 @@ def main() -> None:
     rows = frames() if "frames" in parts else []
     if set(parts) != {"frames"}:
         with laboratory():
-            Path("/etc/sessionvirt/broker.toml").write_text(CONFIGURATION)
             if "published" in parts:
                 rows = [*published(), *rows]
             if {"changes", "reload"} & set(parts):
