@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A bridge with two guests, in a network namespace of its own, for ``./dev bench network``.
+"""A bridge with two guests, in a network namespace of its own, for ``network`` and ``firewall``.
 
 Run as ``python -m bench._bridge VARIANT``, below ``unshare --net``: ``none`` has no filter,
 ``sets`` the broker's rules and as many machines in them as are ordered, ``chains`` a chain for each
-machine and a jump to it, as libvirt's nwfilter has it. A new namespace has br_netfilter on where it
-is in the kernel, a host only where somebody loads it: it is off, but for a variant that ends in
-``+br_netfilter``. Ports do not learn, and the bridge knows who is where, as the broker has it.
+machine and a jump to it, as libvirt's nwfilter has it; ``filters10`` and ``filters64`` have the
+``sets`` and for each machine a filter with as many entries. A new namespace has br_netfilter on
+where it is in the kernel, a host only where somebody loads it: it is off, but for a variant that
+ends in ``+br_netfilter``. Ports do not learn, and the bridge knows who is where, as the broker has
+it.
 
 Orders are JSON lines on standard input: ``["machines", N]`` answers the time in ms that one of the
 last took to add, ``["tcp", BYTES]`` and ``["udp", BYTES]`` the frames for each second of a
@@ -25,18 +27,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab import frames
 from lab.tap import HEADER
-from sessionvirt_broker.firewall import Firewall, TapRules
+from sessionvirt_broker.filterlists import parse_entry
+from sessionvirt_broker.filterrules import FilterRules
+from sessionvirt_broker.firewall import Firewall, TapRules, link_local
 from sessionvirt_broker.tun import create
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BRIDGE = "br-bench"
 BRIDGE_NF = Path("/proc/sys/net/bridge")
 #: A TAP's queue has room for a thousand.
 BURST = 900
 MTU = 1500
+#: The receiver's.
+PORT = 4001
 #: Of so many additions the median is told.
 LAST = 10
 #: struct virtio_net_hdr: VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, the length of the
@@ -87,6 +96,44 @@ class Sets(Filter):
         self._firewall.add_tap(rules)
 
 
+class Filtered(Sets):
+    """The broker's own filters of a guest, too: half of the entries deny, half allow.
+
+    No frame of the two guests' is denied, so each is asked about all that is denied, and what is
+    allowed is the last.
+    """
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        half = entries // 2
+        denied = [
+            f"198.51.{n}.0/24" if n % 2 else f"tcp:{n}@192.0.2.{n}" for n in range(1, half + 1)
+        ]
+        allowed = [f"tcp:{n}" if n % 2 else f"udp:{n}" for n in range(1, half)]
+        self._lists = {
+            "deny_outbound": tuple(map(parse_entry, denied)),
+            "allow_outbound": (),
+            "deny_inbound": (),
+            "allow_inbound": tuple(map(parse_entry, [*allowed, f"udp:{PORT}"])),
+        }
+
+    def add(self, rules: TapRules) -> None:
+        super().add(rules)
+        filtered = FilterRules(
+            ifname=rules.ifname,
+            position=1,
+            link_local=str(link_local(rules.mac)),
+            lists=self._lists,
+            deny=frozenset(),
+            only_mac=(),
+            addresses=(),
+            no_broadcast=False,
+            no_multicast=frozenset(),
+            gateways=(),
+        )
+        self._firewall.filters.add(filtered)
+
+
 class Chains(Filter):
     """A chain a machine; libnftables takes text here, which is the faster of its two ways."""
 
@@ -112,7 +159,13 @@ class Chains(Filter):
         self._run(CHAIN.format(**words))
 
 
-FILTERS = {"none": Filter, "sets": Sets, "chains": Chains}
+FILTERS: dict[str, Callable[[], Filter]] = {
+    "none": Filter,
+    "sets": Sets,
+    "chains": Chains,
+    "filters10": lambda: Filtered(10),
+    "filters64": lambda: Filtered(64),
+}
 
 
 class Wire:
@@ -146,12 +199,12 @@ class Wire:
         return statistics.median(took[-LAST:])
 
     def tcp(self, size: int) -> float:
-        segment = frames.tcp(*self._where(), (4000, 4001), 0x10, bytes(size - 54))
+        segment = frames.tcp(*self._where(), (4000, PORT), 0x10, bytes(size - 54))
         return self._send(size, frames.TCP, segment)
 
     def udp(self, size: int) -> float:
         return self._send(
-            size, frames.UDP, frames.udp(*self._where(), (4000, 4001), bytes(size - 42))
+            size, frames.UDP, frames.udp(*self._where(), (4000, PORT), bytes(size - 42))
         )
 
     @staticmethod

@@ -4,6 +4,10 @@
 One JSON value a line in, one out. ``["cycle"]`` acquires and releases one TAP and answers the two
 times in ms; ``["hold", N]`` acquires N leases more and keeps them; ``["forget"]`` releases all;
 ``["ask"]`` answers the time of one ListLeases in ms, over a connection that exists already.
+``["furnish", FIRST, KINDS]`` adds to every lease from that one on, counted from 0, what is in
+KINDS, a dict of requests' fields; a ``host_port`` is the lease's number more.
+``["change", KIND, FIELDS]`` adds one to the first lease, drops it again, and answers the two times
+in ms.
 """
 
 from __future__ import annotations
@@ -21,6 +25,13 @@ from dbus_fast.aio import MessageBus
 
 NAME, PATH = "org.sessionvirt.Broker1", "/org/sessionvirt/Broker1"
 LEASE = NAME + ".Lease"
+TYPES = {int: "u", str: "s", list: "as"}
+
+
+def typed(fields: dict[str, Any], number: int = 0) -> dict[str, Variant]:
+    """What rests on a lease's first TAP; *number*: the lease's."""
+    shifted = {k: v + number if k == "host_port" else v for k, v in fields.items()}
+    return {k: Variant(TYPES[type(v)], v) for k, v in ({"tap": "tap0"} | shifted).items()}
 
 
 class Client:
@@ -58,6 +69,22 @@ class Client:
         for descriptor in fds:
             os.close(descriptor)
 
+    async def _add(self, lease: str, *requests: list[Any]) -> str:
+        reply = await self._call(lease, LEASE, "Add", "a(sa{sv})a{sv}", list(requests), {})
+        return str(reply.body[0][-1]["id"].value)
+
+    async def _change(self, kind: str, fields: dict[str, Any]) -> list[float]:
+        lease, _ = self._held[0]
+        start = time.perf_counter()
+        name = await self._add(lease, [kind, typed(fields)])
+        added = time.perf_counter()
+        await self._call(lease, LEASE, "Drop", "asa{sv}", [name], {})
+        return [(added - start) * 1e3, (time.perf_counter() - added) * 1e3]
+
+    async def _furnish(self, first: int, kinds: dict[str, dict[str, Any]]) -> None:
+        for number, (lease, _) in enumerate(self._held[first:], first):
+            await self._add(lease, *([kind, typed(f, number)] for kind, f in kinds.items()))
+
     async def order(self, order: list[Any]) -> object:
         if order[0] == "cycle":
             start = time.perf_counter()
@@ -72,6 +99,11 @@ class Client:
             for lease, fds in self._held:
                 await self._release(lease, fds)
             self._held.clear()
+            return 0
+        if order[0] == "change":
+            return await self._change(order[1], order[2])
+        if order[0] == "furnish":
+            await self._furnish(order[1], order[2])
             return 0
         start = time.perf_counter()
         await self._call(PATH, NAME, "ListLeases", "a{sv}", {})

@@ -63,11 +63,15 @@ class KernelGuest:
         self._process.stdin.flush()
         return self._process.stdout.readline().rstrip("\n")
 
+    def command(self, argv: list[str]) -> list[str]:
+        """*argv* as it must be written to run there."""
+        assert self._process is not None
+        return ["nsenter", f"--net=/proc/{self._process.pid}/ns/net", "--", *argv]
+
     def run(self, *argv: str) -> str:
         """Run a command there; its standard output."""
-        assert self._process is not None
-        there = ["nsenter", f"--net=/proc/{self._process.pid}/ns/net", "--"]
-        return subprocess.run([*there, *argv], stdout=subprocess.PIPE, text=True, check=True).stdout
+        done = subprocess.run(self.command([*argv]), stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout
 
     def __exit__(
         self,
