@@ -64,9 +64,8 @@ def test_what_is_no_change_of_ours_is_not_heard(data: bytes) -> None:
 class Tables:
     """Tables that are kept; *refuses* is what nft says of them."""
 
-    tables = frozenset({("bridge", "sessionvirt")})
-
-    def __init__(self) -> None:
+    def __init__(self, *tables: tuple[str, str]) -> None:
+        self.tables = frozenset(tables)
         self.whole, self.refuses, self.restored = True, False, 0
 
     def intact(self) -> bool:
@@ -82,8 +81,9 @@ class Tables:
 class World:
     def __init__(self) -> None:
         self.now = 0.0
-        self.tables = Tables()
-        self.upkeep = Upkeep(lambda: (self.tables,), lambda: 99, lambda: self.now)
+        self.tables = Tables(("bridge", "sessionvirt"))
+        self.others = Tables(("netdev", "sessionvirt_limits"))
+        self.upkeep = Upkeep(lambda: (self.tables, self.others), lambda: 99, lambda: self.now)
 
     def degraded(self) -> str:
         return self.upkeep.degraded
@@ -102,6 +102,15 @@ def test_what_somebody_else_changed_goes_back() -> None:
     assert world.touch(OURS._replace(port=99)) == []
     assert world.touch(OURS._replace(table="sessionvirt_other")) == []
     assert world.tables.restored == 1
+
+
+def test_what_was_flushed_with_it_goes_back_at_once() -> None:
+    world = World()
+    world.others.whole = False
+    assert world.touch(OURS._replace(table="sessionvirt_other")) == []
+    assert world.touch(OURS) == ["rules-restored", "rules-restored"]
+    assert world.touch(OURS) == ["rules-restored"]
+    assert world.others.restored == 1
 
 
 def test_where_messages_were_lost_it_is_looked_whether_all_is_there() -> None:
