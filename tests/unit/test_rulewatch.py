@@ -10,7 +10,7 @@ import pytest
 from sessionvirt_broker.egress import EGRESS_RULES
 from sessionvirt_broker.errors import HostFailure
 from sessionvirt_broker.ruleset import RULESET
-from sessionvirt_broker.rulewatch import RuleChanges, Touch, touches
+from sessionvirt_broker.rulewatch import RuleChanges, RuleWatch, Touch, touches
 from sessionvirt_broker.upkeep import MINUTE, TIMES, Upkeep
 from sessionvirt_broker.wholetable import Outline, additions, has_fixed_part, is_whole, outline
 
@@ -59,6 +59,23 @@ def test_a_change_of_our_table_is_heard_among_others() -> None:
 )
 def test_what_is_no_change_of_ours_is_not_heard(data: bytes) -> None:
     assert touches(data) == set()
+
+
+@pytest.mark.parametrize(
+    ("ports", "lost", "others"),
+    [([], False, False), ([7, 7], False, False), ([7, 8], False, True), ([], True, True)],
+)
+def test_our_own_changes_are_no_others(
+    ports: list[int],
+    lost: bool,  # noqa: FBT001
+    others: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Everybody can cause those, and others' rulesets are read again for what others change."""
+    packets = [message(NEWRULE, IP, named("docker"), port=port) for port in ports]
+    watch = object.__new__(RuleWatch)
+    monkeypatch.setattr(RuleWatch, "heard", lambda _: (packets, lost))
+    assert watch.changes(7).others is others
 
 
 class Tables:
