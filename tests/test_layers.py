@@ -50,7 +50,7 @@ SESSION_PARTS["__main__"] = {"cli"}
 #: The broker's modules that know the bus and the event loop. Those below never import one of them.
 BROKER_EDGE = {
     "__main__", "authority", "broker", "bus", "consent", "custody", "daemon", "following", "intake",
-    "mending", "service", "termination", "worker",
+    "mending", "pace", "service", "termination", "worker",
 }  # fmt: skip
 
 #: Modules of the standard library and others that only these may import.

@@ -24,6 +24,7 @@ from .kind import Offer, Owner
 from .lease import close_grants
 from .limits import Share, lockable_bytes
 from .networkconfig import PRIVATE
+from .pace import Pace
 from .processes import open_pidfd
 from .termination import end
 from .wire import Fields, shown, vm_name
@@ -95,6 +96,8 @@ class Broker:
         #: Called when the number of leases may have changed.
         self._changed = changed
         self.custody = Custody(worker, leases, changed)
+        #: What reads everybody's rules.
+        self._pace = Pace(worker)
         self._following = Following(bus, consent, worker, leases, host, config)
 
     # Section: methods of the contract
@@ -326,13 +329,13 @@ class Broker:
         vm = vm_name(options) if options.has("vm") else None
         options.finish()
         uid = _whose(call.caller.uid)
-        return await self._worker.run(self._leases.obstacles.rows, uid, vm)
+        return await self._pace.run(call.caller.uid, self._leases.obstacles.rows, uid, vm)
 
-    async def diagnose(self, options: Fields) -> dict[str, object]:
+    async def diagnose(self, call: Call, options: Fields) -> dict[str, object]:
         """Diagnose."""
         options.finish()
         polkit = await self._bus.presence(AUTHORITY)
-        found = await self._worker.run(facts, self._host, self._config)
+        found = await self._pace.run(call.caller.uid, facts, self._host, self._config)
         return {**found, "polkit": polkit}
 
     # Section: permission

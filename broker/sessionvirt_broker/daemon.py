@@ -219,8 +219,10 @@ class Daemon:
             self._broker.custody.host_changed(concerned, routes=changes.routes)
 
     def _heard_rules(self, watch: RuleWatch) -> None:
-        self._leases.obstacles.outdated()
-        self._mending.heard(watch.changes(self._host.firewall.port))
+        changes = watch.changes(self._host.firewall.port)
+        if changes.others:
+            self._leases.obstacles.outdated()
+        self._mending.heard(changes)
 
     def _heard_devices(self, watch: UeventWatch) -> None:
         changes = watch.changes()

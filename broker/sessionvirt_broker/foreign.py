@@ -7,8 +7,10 @@ drop is a *possible* obstacle and the walk goes on; an unknown accept makes what
 *likely* instead of *certain*.
 
 Told are names and numbers of chains and rules, never what is in them. Named sets of addresses are
-unknown, for they can have a million elements; those of interfaces are read. The walk has its
-limits, so that nobody's ruleset keeps the worker. Worker thread.
+unknown, for they can have a million elements; those of interfaces are read. So are tables, the
+smallest first, until that would be more rules than the broker has memory for: of what is not read,
+a policy of drop is a possible obstacle. The walk has its limits, so that nobody's ruleset keeps the
+worker. Worker thread.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .passing import Packet, Truth
 
     Listed = Callable[[str, object], list[dict[str, Any]]]
+    Counted = Callable[[], Mapping[tuple[str, str], int] | None]
 
 __all__ = ["Obstacle", "Rules", "Walk", "read"]
 
@@ -33,6 +36,8 @@ _HOOKS = frozenset({"prerouting", "input", "forward", "output", "postrouting"})
 _OURS = re.compile(r"sessionvirt(_[a-z]+)?")
 #: Types of the keys of named sets whose elements are read.
 _SMALL = re.compile(r"(ifname|iface_index|inet_proto|ct_state|mark)")
+#: Rules that are read, all in all: each is 12 kB here.
+_MOST_READ = 8000
 _MOST_SETS, _MOST_RULES, _MOST_DEPTH, _MOST_OBSTACLES = 64, 100_000, 16, 32
 _VERDICTS = ("accept", "drop", "return", "continue", "jump", "goto", "reject", "queue")
 
@@ -59,10 +64,11 @@ class Obstacle:
 
 @dataclass(slots=True)
 class _Table:
-    """One table of somebody's: rules by chain, and elements by set."""
+    """One table of somebody's: rules by chain, and elements by set; or nothing, unread."""
 
     family: str
     name: str
+    unread: bool = False
     chains: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sets: dict[str, Any] = field(default_factory=dict)
 
@@ -105,10 +111,11 @@ def _concerns(base: _Base, packet: Packet) -> bool:
     return family in ("inet", "bridge") or family == ("ip" if packet.version == 4 else "ip6")
 
 
-def read(listed: Listed) -> Rules:
+def read(listed: Listed, counted: Counted) -> Rules:
     """Everything of others' that has a base chain where a guest's packets pass.
 
     :param listed: what libnftables lists, without the elements of sets where it can.
+    :param counted: how many rules each table has; None: too many.
     """
     bases: list[_Base] = []
     tables: dict[tuple[str, str], _Table] = {}
@@ -130,8 +137,13 @@ def read(listed: Listed) -> Rules:
                 str(chain.get("policy", "accept")),
             )
         )
-    for table in tables.values():
-        _fill(table, listed)
+    numbers, left = counted(), _MOST_READ
+    for key, table in sorted(tables.items(), key=lambda one: (numbers or {}).get(one[0], 0)):
+        rules = 0 if numbers is None else numbers.get(key, 0)
+        table.unread = numbers is None or rules > left
+        if not table.unread:
+            left -= rules
+            _fill(table, listed)
     return Rules(tuple(sorted(bases, key=lambda base: base.priority)))
 
 
@@ -165,6 +177,10 @@ class Walk:
     def through(self, base: _Base, packet: Packet) -> list[Obstacle]:
         """What stops the packet in this chain."""
         self._found, self._doubt = [], False
+        if base.table.unread:
+            if base.policy == "drop":
+                self._stop(base, base.name, packet, (0, "drop"), sure=False)
+            return self._found
         on_bridge = base.table.family == "bridge"
         seen = _by_port(packet) if on_bridge else packet
         end = self._chain(base, base.name, seen, sure=True, depth=0)

@@ -6,6 +6,10 @@ frame is of it. It is what libvirt makes (virNetDevBandwidthSet() in src/util/vi
 in libvirt's and tc's units, but for the default of the burst: tc's is one frame, and a timer for
 each frame does not keep a rate of many.
 
+What waits is charged to the socket that sent it, so what the host's services answer does not wait
+(``ruleset.py``, by the qdisc's handle as priority). What comes from elsewhere is charged to nobody,
+or to a TAP, which has no limit of that.
+
 A class is changed where it stands, so no frame passes between two limits. Frames that wait when the
 qdisc goes are lost. Nothing here decides; every call is about one ifindex. ``ip`` is pyroute2's.
 """

@@ -2,8 +2,9 @@
 """What stops the packets of guests that hold a lease, as the contract's ListObstacles tells it.
 
 To a user of his own guests, to root of everybody's. What was read of others' rules serves until
-somebody changes any, so that who asks again and again has them listed once: ten thousand take
-libnftables a second. Worker thread, but for :meth:`Obstacles.outdated`; changes nothing.
+one of the others changes any, so that who asks again and again has them listed once: ten thousand
+take libnftables a second. Our own changes, which every user can cause, are not such. Worker thread,
+but for :meth:`Obstacles.outdated`; changes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from .foreign import Walk, read
 from .networkconfig import Mode
 from .passing import Guest, packets
+from .rulecount import count_rules
 from .tapsteps import AttachTap, FilterTap
 from .wire import legible
 
@@ -44,7 +46,7 @@ class Obstacles:
         self._changes = self._read_at = 0
 
     def outdated(self) -> None:
-        """Somebody changed some rule; told by the loop."""
+        """Somebody else changed some rule; told by the loop."""
         self._changes += 1
 
     def rows(self, uid: int | None, vm: str | None) -> list[dict[str, object]]:
@@ -84,7 +86,8 @@ class Obstacles:
     def _read(self) -> Rules:
         if self._rules is None or self._read_at != self._changes:
             self._read_at = self._changes
-            self._rules = read(self._host.firewall.listed_terse)
+            self._rules = None  # at no time are there two
+            self._rules = read(self._host.firewall.listed_terse, count_rules)
         return self._rules
 
     def _is_bridged(self) -> bool:

@@ -65,6 +65,14 @@ forgotten, and a guest can make it forget another's (SIOCSIFHWADDR). That is ask
 and, of what the host sends, in ``output``, behind an administrator's dstnat (100): every frame for
 a port passes one of the two (__br_forward()), and ``postrouting`` would be one more hook for all.
 
+What the host itself sends to a guest does not wait in that guest's queue (``htb.py``), where it
+would be charged to its sender's socket: a guest that asks for a slow limit, and for many answers,
+would have one service's socket full (212 KiB), and then dnsmasq, the kernel's own ICMP, or what
+sends TCP's resets answers nobody (measured: 174 answers). By a priority that is the queueing's own
+handle a frame passes it (htb_classify() in net/sched/sch_htb.c), to the TAP, which charges nobody.
+What waits is TCP with something in it, and datagrams of ports that are no service's: each is of a
+socket that is one program's, with that guest or by its own choice.
+
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
 from guest to guest carries a mark from there to the other table; a packet that was routed does not.
@@ -272,9 +280,16 @@ table bridge sessionvirt {{
     type filter hook forward priority -200; policy accept;
     oifname "svt*" goto to_guest
   }
+  chain from_host {
+    meta l4proto tcp meta length > 128 goto for_receiver
+    ip frag-off & 0x1fff == 0 udp sport { 1024-5352, 5354-65535 } goto for_receiver
+    ip6 nexthdr udp udp sport { 1024-5352, 5354-65535 } goto for_receiver
+    meta priority set 5356:0
+    goto for_receiver
+  }
   chain output {
     type filter hook output priority 200; policy accept;
-    oifname "svt*" goto for_receiver
+    oifname "svt*" goto from_host
   }
 }
 table inet sessionvirt {

@@ -54,10 +54,12 @@ class RuleChanges:
     """What was heard.
 
     :param everything: messages were lost.
+    :param others: of whatever tables: somebody but us has changed some, or may have.
     """
 
     touched: frozenset[Touch]
     everything: bool
+    others: bool = False
 
 
 class RuleWatch(KernelListener):
@@ -73,7 +75,13 @@ class RuleWatch(KernelListener):
         """Everything heard since the last call, but for what *port* did."""
         packets, lost = self.heard()
         found = {one for data in packets for one in touches(data) if one.port not in (0, port)}
-        return RuleChanges(frozenset(found), everything=lost)
+        others = lost or any(_port(data) != port for data in packets)
+        return RuleChanges(frozenset(found), everything=lost, others=others)
+
+
+def _port(data: bytes) -> int:
+    """Who asked for what a packet tells of, which is of one transaction (nft_commit_notify())."""
+    return int(_HEADER.unpack_from(data)[4]) if len(data) >= _HEADER.size else 0
 
 
 def touches(data: bytes) -> set[Touch]:

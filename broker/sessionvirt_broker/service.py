@@ -355,8 +355,8 @@ async def _list_obstacles(service: Service, call: Call, body: Sequence[Any], _: 
     return Reply([[encode(obstacle) for obstacle in obstacles]])
 
 
-async def _diagnose(service: Service, _call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
-    return Reply([encode(await service.broker.diagnose(_options(body[0])))])
+async def _diagnose(service: Service, call: Call, body: Sequence[Any], _: LeaseId) -> Reply:
+    return Reply([encode(await service.broker.diagnose(call, _options(body[0])))])
 
 
 async def _add(service: Service, call: Call, body: Sequence[Any], lease: LeaseId) -> Reply:

@@ -22,7 +22,7 @@ from .listener import KernelListener
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MARKS", "TABLE", "Step", "Steps", "TraceWatch", "Traced", "read_step"]
+__all__ = ["MARKS", "MOST_PACKETS", "TABLE", "Step", "Steps", "TraceWatch", "Traced", "read_step"]
 
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTRACE = 9
@@ -42,7 +42,7 @@ _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _HEADER = struct.Struct("=IHHII")
 _GENMSG_BYTES = 4
 _ATTRIBUTE = struct.Struct("=HH")
-_MOST_STEPS, _MOST_PACKETS = 512, 32
+_MOST_STEPS, MOST_PACKETS = 512, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Steps:
             return
         if step.chain == MARKS[way]:
             self._ours.pop(step.packet, None)
-            if self._packets == _MOST_PACKETS:
+            if self._packets == MOST_PACKETS:
                 return
             self._last[way] = Traced(self._packets, way)
             self._packets += 1

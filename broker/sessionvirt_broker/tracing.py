@@ -4,8 +4,10 @@
 A table of its own, ``inet sessionvirt_trace``, whose chains come before everybody's and let
 everything pass: they only mark what has exactly the guest's address and the other's, both ways.
 What NAT has in its hands on the way back is marked when it is the guest's again, at the forward
-hook. The table is there for one question at a time and for its seconds, and goes in any case: when
-they are over, when who asked is gone, when a broker starts. Worker thread.
+hook. No more are marked in a second than are told of in all: each costs the kernel a message at
+every rule, to everybody who listens, and a guest can send a million. The table is there for one
+question at a time and for its seconds, and goes in any case: when they are over, when who asked is
+gone, when a broker starts. Worker thread.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 from .errors import HostFailure
-from .tracewatch import MARKS, TABLE
+from .tracewatch import MARKS, MOST_PACKETS, TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +62,9 @@ def commands(guest: str, other: str, port: int) -> Commands:
                 _match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}),
                 _match({"payload": {"protocol": "th", "field": which}}, port),
             ]
+        most = {"limit": {"rate": MOST_PACKETS, "per": "second", "burst": MOST_PACKETS}}
         mark = {"mangle": {"key": {"meta": {"key": "nftrace"}}, "value": 1}}
-        rule = {"family": _FAMILY, "table": TABLE, "chain": hook, "expr": [*conditions, mark]}
+        rule = {"family": _FAMILY, "table": TABLE, "chain": hook, "expr": [*conditions, most, mark]}
         chains += [{"add": {"chain": {**name, **base}}}, {"add": {"rule": rule}}]
     # Only to see it there; see tracewatch.py.
     last = {"family": _FAMILY, "table": TABLE, "name": "postrouting", "hook": "postrouting"}

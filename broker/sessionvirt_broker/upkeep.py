@@ -93,16 +93,19 @@ class Upkeep:
         return None if self._lost_at is None else self._lost_at + MINUTE
 
     def look(self, changes: RuleChanges) -> list[Repair]:
-        """Put back what somebody changed; where messages were lost, what is not there."""
+        """Put back what somebody changed, and what else is not there with it.
+
+        Of one ``flush ruleset`` the kernel tells in several messages, and this may be called after
+        the first of them; the next look comes later (``mending.py``).
+        """
         if self._lost_at is not None:
             return []  # it is tried by the clock
         port = self._own_port()
         touched = {(one.family, one.table) for one in changes.touched if one.port != port}
-        broken = [
-            kept
-            for kept in self._kept()
-            if kept.tables & touched or (changes.everything and not kept.intact())
-        ]
+        every = self._kept()
+        if not changes.everything and not any(kept.tables & touched for kept in every):
+            return []
+        broken = [kept for kept in every if kept.tables & touched or not kept.intact()]
         if not broken:
             return []
         now = self._clock()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -71,6 +72,25 @@ def test_a_change_is_in_force_at_once_and_the_former_again_when_it_is_given_back
         lease.drop("bandwidth2")
         assert rate_of(tap) > 8_000_000
     assert not is_queued(tap.ifname)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(socket.SOCK_DGRAM, 200), (socket.SOCK_DGRAM, 3000), (socket.SOCK_RAW, 200)],
+    ids=["answer", "fragments", "ping"],
+)
+def test_no_service_of_the_host_waits_for_a_slow_guest(
+    kind: socket.SocketKind, size: int, lease: Lease
+) -> None:
+    """Its one socket would be full of what waits for that guest, and answer nobody."""
+    add(lease, bandwidth(inbound_average=1))
+    protocol = socket.IPPROTO_ICMP if kind is socket.SOCK_RAW else 0
+    with socket.socket(socket.AF_INET, kind, protocol) as service:
+        service.settimeout(0)
+        if not protocol:
+            service.bind((GATEWAY, 123))
+        for _ in range(1000):
+            service.sendto(bytes(size), (lease.tap.ipv4, 5000))
 
 
 def test_tcp_comes_at_the_rate_that_was_asked_for(lease: Lease) -> None:

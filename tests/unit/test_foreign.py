@@ -74,9 +74,12 @@ class Ruleset:
         assert what in ("set", "map")
         return [{what: {"name": which["name"], "elem": self.sets[which["name"]]}}]
 
+    def counted(self) -> dict[tuple[str, str], int] | None:
+        return {(self.family, self.name): self.handles}
+
     def stops(self, guest: Guest = GUEST, *, bridged: bool = False) -> list[tuple[Any, ...]]:
         ways = packets(guest, {4: "eth0", 6: "eth0"}, bridged=bridged)
-        found = read(self.listed).obstacles(ways, Walk())
+        found = read(self.listed, self.counted).obstacles(ways, Walk())
         return [(one.traffic, one.chain, one.handle, one.certainty) for one in found]
 
 
@@ -303,3 +306,20 @@ def test_loops_depth_and_length_have_an_end() -> None:
 def test_what_is_not_understood_is_no_fault(expr: Any) -> None:
     ruleset = Ruleset().chain("FORWARD", expr, hook="forward", policy="drop")
     assert {one[1:3] for one in ruleset.stops()} == {("FORWARD", 0)}
+
+
+@pytest.mark.parametrize("number", [8001, None])
+@pytest.mark.parametrize(("policy", "found"), [("drop", ["out", "in"]), ("accept", [])])
+def test_a_table_that_would_be_too_much_is_not_read(
+    number: int | None, policy: str, found: list[str]
+) -> None:
+    class Huge(Ruleset):
+        def counted(self) -> dict[tuple[str, str], int] | None:
+            return None if number is None else {("ip", "filter"): number, ("ip", "small"): 1}
+
+        def listed(self, what: str, which: Any) -> list[dict[str, Any]]:
+            assert (what, which) == ("chains", {})
+            return super().listed(what, which)
+
+    rules = Huge().chain("FORWARD", [DROP], hook="forward", policy=policy)
+    assert rules.stops() == [(traffic, "FORWARD", 0, "possible") for traffic in found]

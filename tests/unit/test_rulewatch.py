@@ -10,7 +10,7 @@ import pytest
 from sessionvirt_broker.egress import EGRESS_RULES
 from sessionvirt_broker.errors import HostFailure
 from sessionvirt_broker.ruleset import RULESET
-from sessionvirt_broker.rulewatch import RuleChanges, Touch, touches
+from sessionvirt_broker.rulewatch import RuleChanges, RuleWatch, Touch, touches
 from sessionvirt_broker.upkeep import MINUTE, TIMES, Upkeep
 from sessionvirt_broker.wholetable import Outline, additions, has_fixed_part, is_whole, outline
 
@@ -61,12 +61,28 @@ def test_what_is_no_change_of_ours_is_not_heard(data: bytes) -> None:
     assert touches(data) == set()
 
 
+@pytest.mark.parametrize(
+    ("ports", "lost", "others"),
+    [([], False, False), ([7, 7], False, False), ([7, 8], False, True), ([], True, True)],
+)
+def test_our_own_changes_are_no_others(
+    ports: list[int],
+    lost: bool,  # noqa: FBT001
+    others: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Everybody can cause those, and others' rulesets are read again for what others change."""
+    packets = [message(NEWRULE, IP, named("docker"), port=port) for port in ports]
+    watch = object.__new__(RuleWatch)
+    monkeypatch.setattr(RuleWatch, "heard", lambda _: (packets, lost))
+    assert watch.changes(7).others is others
+
+
 class Tables:
     """Tables that are kept; *refuses* is what nft says of them."""
 
-    tables = frozenset({("bridge", "sessionvirt")})
-
-    def __init__(self) -> None:
+    def __init__(self, *tables: tuple[str, str]) -> None:
+        self.tables = frozenset(tables)
         self.whole, self.refuses, self.restored = True, False, 0
 
     def intact(self) -> bool:
@@ -82,8 +98,9 @@ class Tables:
 class World:
     def __init__(self) -> None:
         self.now = 0.0
-        self.tables = Tables()
-        self.upkeep = Upkeep(lambda: (self.tables,), lambda: 99, lambda: self.now)
+        self.tables = Tables(("bridge", "sessionvirt"))
+        self.others = Tables(("netdev", "sessionvirt_limits"))
+        self.upkeep = Upkeep(lambda: (self.tables, self.others), lambda: 99, lambda: self.now)
 
     def degraded(self) -> str:
         return self.upkeep.degraded
@@ -102,6 +119,15 @@ def test_what_somebody_else_changed_goes_back() -> None:
     assert world.touch(OURS._replace(port=99)) == []
     assert world.touch(OURS._replace(table="sessionvirt_other")) == []
     assert world.tables.restored == 1
+
+
+def test_what_was_flushed_with_it_goes_back_at_once() -> None:
+    world = World()
+    world.others.whole = False
+    assert world.touch(OURS._replace(table="sessionvirt_other")) == []
+    assert world.touch(OURS) == ["rules-restored", "rules-restored"]
+    assert world.touch(OURS) == ["rules-restored"]
+    assert world.others.restored == 1
 
 
 def test_where_messages_were_lost_it_is_looked_whether_all_is_there() -> None:

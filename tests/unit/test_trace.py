@@ -127,6 +127,7 @@ def test_the_rule_is_about_two_addresses_only() -> None:
     text = str(commands("10.0.0.7", "1.1.1.1", 443))
     assert text.count("'10.0.0.7'") == text.count("'1.1.1.1'") == 2
     assert "'protocol': 'th', 'field': 'dport'" in text
+    assert text.count("'limit': {'rate': 32, 'per': 'second', 'burst': 32}}, {'mangle'") == 2
     assert "'family': 'inet', 'name': 'sessionvirt_trace'" in text
     assert "l4proto" not in str(commands("fd00::7", "fd00::8", 0))
     with pytest.raises(ValueError, match="does not appear"):
