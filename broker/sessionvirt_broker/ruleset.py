@@ -65,6 +65,10 @@ forgotten, and a guest can make it forget another's (SIOCSIFHWADDR). That is ask
 and, of what the host sends, in ``output``, behind an administrator's dstnat (100): every frame for
 a port passes one of the two (__br_forward()), and ``postrouting`` would be one more hook for all.
 
+Nothing of a guest's is for 127.0.0.0/8, which a bridge with published ports would route. The rules
+of ``table inet`` say so for what begins; an error about a flow that the host has with itself is
+"related", so it ends in ``check_ipv4``. (What is plain is never related.)
+
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
 from guest to guest carries a mark from there to the other table; a packet that was routed does not.
@@ -164,6 +168,7 @@ table bridge sessionvirt {{
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
   }
   chain check_ipv4 {
+    ip daddr 127.0.0.0/8 goto drop_ipv4
     meta l4proto udp ip frag-off & 0x1fff == 0 jump first_datagram4
     meta l4proto igmp jump check_igmp
     meta l4proto >= 0 meta iifname . ether saddr . ip saddr @addresses4 accept
