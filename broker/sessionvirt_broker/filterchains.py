@@ -12,10 +12,13 @@ network works without let through before; then the lists, which judge what *begi
 
 There is no connection tracking here: a bridge need not have any. Answers are known by sets that a
 TAP's datagrams are noted in, at most so many in a second, so that no flood fills what others need:
-answers to what was not noted are judged like anything else. The sets are everybody's, with the TAP
-in the key, for the kernel goes through a table's sets one by one to find one
-(nf_tables_set_alloc_name(), nft_set_lookup()), and so does every change of anybody's; a set for
-each TAP made 24 seconds of 1,000 (measured). For the same reason a short list is rules.
+answers to what was not noted are judged like anything else. A TAP's own limit begins anew with each
+change of its filter, and with each TAP; so a user has one, too, which stays as long as the table.
+
+The sets are everybody's, with the TAP in the key, for the kernel goes through a table's sets one by
+one to find one (nf_tables_set_alloc_name(), nft_set_lookup()), and so does every change of
+anybody's; a set for each TAP made 24 seconds of 1,000 (measured). For the same reason a short list
+is rules.
 
 A later fragment has no ports. It passes where its address and protocol are not denied as such:
 without the first, which was judged, nobody can put the packet together. TCP's second eight bytes in
@@ -36,7 +39,17 @@ if TYPE_CHECKING:
 
     from .filterlists import Entry
 
-__all__ = ["DIRECTIONS", "INBOUND", "OUTBOUND", "Direction", "Judged", "Rule", "chain_of"]
+__all__ = [
+    "BUDGET",
+    "DIRECTIONS",
+    "INBOUND",
+    "OUTBOUND",
+    "Direction",
+    "Judged",
+    "Rule",
+    "budget",
+    "chain_of",
+]
 
 #: libnftables-json(5): the value of "expr".
 Rule = list[dict[str, Any]]
@@ -48,6 +61,8 @@ _FEW: Final = 4
 #: minutes of ``filterrules.py`` that makes at most 8,000 in a set at a time.
 _RATE: Final = 32
 _BURST: Final = 4096
+#: Likewise of all of a user's together, as an object of nft's: at most 47,000 in all sets.
+BUDGET: Final[dict[str, Any]] = {"rate": 256, "per": "second", "burst": 16384}
 #: Who has no address yet asks whether it is free with this one (RFC 5227).
 _UNSPECIFIED: Final = "0.0.0.0"  # noqa: S104 - of a packet
 
@@ -94,6 +109,7 @@ class Judged:
     :param gateways: whose DNS is never cut off.
     :param answers: a datagram may pass as an answer.
     :param asks: answers to its datagrams do, in the other direction.
+    :param uid: whose datagrams they are.
     """
 
     direction: Direction
@@ -109,11 +125,17 @@ class Judged:
     gateways: tuple[str, ...]
     answers: bool
     asks: bool
+    uid: int
 
     @property
     def lists(self) -> bool:
         """Whether there are lists."""
         return bool(self.deny or self.allow)
+
+
+def budget(uid: int) -> str:
+    """The object's name."""
+    return f"noted_by_{uid}"
 
 
 def chain_of(judged: Judged) -> tuple[list[Rule], list[Rule]]:
@@ -285,7 +307,8 @@ def _asks(judged: Judged) -> Iterator[Rule]:
         flow = _flow(judged, version)
         update = {"set": {"op": "update", "elem": flow, "set": known}}
         yield [*udp, _match(flow, known), update, _ACCEPT]
-        yield [*udp, {"limit": {"rate": _RATE, "per": "second", "burst": _BURST}}, update]
+        own = {"limit": {"rate": _RATE, "per": "second", "burst": _BURST}}
+        yield [*udp, own, {"limit": budget(judged.uid)}, update]
 
 
 def _flow(judged: Judged, version: int) -> dict[str, Any]:

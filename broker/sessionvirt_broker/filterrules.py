@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import HostFailure
-from .filterchains import DIRECTIONS, OUTBOUND, Judged, chain_of
+from .filterchains import BUDGET, DIRECTIONS, OUTBOUND, Judged, budget, chain_of
 from .wholetable import has_fixed_part, outline
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class FilterRules:
 
     :param position: its grant's; of several filters of one TAP the one with the highest holds.
     :param link_local: the guest's.
+    :param uid: whose the guest is.
     """
 
     ifname: str
@@ -196,6 +197,7 @@ class FilterRules:
     no_broadcast: bool
     no_multicast: frozenset[int]
     gateways: tuple[str, ...]
+    uid: int
 
     def _judged(self, direction: Direction) -> Judged:
         outbound = direction is OUTBOUND
@@ -214,6 +216,7 @@ class FilterRules:
             gateways=self.gateways,
             answers=self._cuts_answers(direction),
             asks=self._cuts_answers(other),
+            uid=self.uid,
         )
 
     def _cuts_answers(self, direction: Direction) -> bool:
@@ -240,7 +243,11 @@ class FilterRules:
 
     def install(self) -> Commands:
         """All of it; what is there of a former one is exchanged."""
-        commands: Commands = [_element("add", "dropped", self.ifname)]
+        # One that is there stays as it is, with what was used of it (nf_tables_newobj()).
+        commands: Commands = [
+            {"add": {"limit": {**_named(budget(self.uid)), **BUDGET}}},
+            _element("add", "dropped", self.ifname),
+        ]
         for name, rules in self.chains.items():
             commands += [{"add": {"chain": _named(name)}}, {"flush": {"chain": _named(name)}}]
             commands += [

@@ -72,6 +72,7 @@ class FilterFrames(Step):
     :param on: the TAP's grant.
     :param mac: the guest's.
     :param gateways: addresses of the network's gateway, whose DNS is not cut off.
+    :param uid: whose the guest is.
     """
 
     NAME: ClassVar[str] = "filter-frames"
@@ -91,6 +92,7 @@ class FilterFrames(Step):
     no_broadcast: int
     no_multicast4: int
     no_multicast6: int
+    uid: int = 0
 
     def describe(self) -> str:
         said = [f"{n.replace('_', ' ')} {', '.join(v)}" for n in LISTS if (v := getattr(self, n))]
@@ -130,6 +132,7 @@ class FilterFrames(Step):
                 if flag
             ),
             gateways=tuple(map(_address, self.gateways)),
+            uid=self.uid,
         )
 
     def execute(self, host: Host) -> Self:
@@ -209,6 +212,7 @@ class FilterKind:
             on=wanted.on,
             mac=tap.mac,
             gateways=tuple(str(one).partition("/")[0] for one in gateways),
+            uid=tap.uid,
             **said,
         )
         return Plan(shared=(), steps=(step,))

@@ -9,6 +9,7 @@ The header of its record, plain JSON::
     shared      part -> ids of the shared records that it uses
     rests       part -> the part that it does not outlive; may be absent
     next        the number that the next grant gets
+    ending      grants that are being given back, or would not go; may be absent
     process     the one that LockMemory named last, and
     locks       the bytes that it may lock; both may be absent
     complete    its maker got to the end; without it nobody had an answer
@@ -129,10 +130,16 @@ class Lease:
         return int(str(self.record.header["next"]))
 
     @property
+    def ending(self) -> list[str]:
+        """Grants that are being given back, and what is left of those that would not go."""
+        ending = self.record.header.get("ending", [])
+        return list(ending) if isinstance(ending, list) else []
+
+    @property
     def unfinished(self) -> list[str]:
         """Grants that were never answered, or of which something was given back already."""
-        following, ending = self.record.header.get("next"), self.record.header.get("ending", [])
-        if type(following) is not int or not isinstance(ending, list):
+        following, ending = self.record.header.get("next"), self.ending
+        if type(following) is not int:
             return []
         return [
             name

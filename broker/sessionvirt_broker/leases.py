@@ -318,15 +318,17 @@ class Leases:
 
     def _give_back(self, lease: Lease, names: Sequence[str]) -> None:
         # First the word, then the deed: a crash between must not look like a broken lease.
-        lease.record.header["ending"] = list(names)
+        left = lease.ending
+        lease.record.header["ending"] = [*left, *(name for name in names if name not in left)]
         try:
             self._journal.write(lease.record)
         except BaseException:
-            del lease.record.header["ending"]
+            lease.record.header["ending"] = left
             raise
         for name in names:
             self._take_part(lease, name)
-        del lease.record.header["ending"]
+        # What would not go is no grant any more: the next broker tries it again.
+        lease.record.header["ending"] = [n for n in lease.ending if n in lease.record.parts]
         try:
             self._journal.write(lease.record)
         finally:
@@ -349,6 +351,8 @@ class Leases:
         self._shared.unuse(lease.shared.pop(name, ()))
         lease.rests.pop(name, None)
         former = self._undo.part(lease.record, name)
+        if name in lease.record.parts:
+            lease.shared[name] = []  # what would not go needs nothing that others have
         if self._tally.ended(lease.id, name):
             self._kind_of(name).ended(former)
 

@@ -252,13 +252,11 @@ class PublishKind:
                 f"networks of this host have {wanted.protocol} port {min(ours)} of their gateways"
                 " for DNS and DHCP; name another address"
             )
-        for version in map(_version, targets):
-            sockets = host.paths.sockets
-            found = listener(sockets, wanted.protocol, wanted.address, version, wanted.taken)
-            if found is not None:
-                raise Busy(
-                    f"the host itself listens on {found[0]}, {wanted.protocol} port {found[1]}"
-                )
+        versions = {_version(one) for one in targets}
+        sockets = host.paths.sockets
+        found = listener(sockets, wanted.protocol, wanted.address, versions, wanted.taken)
+        if found is not None:
+            raise Busy(f"the host itself listens on {found[0]}, {wanted.protocol} port {found[1]}")
         self._refuse_taken(wanted, targets)
 
     def _refuse_taken(self, wanted: PublishRequest, targets: Sequence[str]) -> None:

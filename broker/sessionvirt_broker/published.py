@@ -19,6 +19,10 @@ would be a martian, and with which guests could send to 127.0.0.0/8: that is dro
 translated or routed, and what conntrack does not follow in ``input``. For ::1 Linux 6.18 has no
 such setting: the answer finds no route (measured), so nothing is translated there.
 
+What conntrack calls related is an error about a flow, and it does not ask who sends it: between
+guests such a one passes only where what is published turns round, for networks stay apart. And no
+guest says anything to 127.0.0.0/8 in this way either (``ruleset.py``, ``check_ipv4``).
+
 What turns round on a bridge, from a guest to what another one of its network has published, or to
 itself, has the gateway's address as its source, so that the answer turns round there, too. So has
 what the host sends from 127.0.0.0/8.
@@ -91,7 +95,8 @@ FORWARDED: Final = (
     meta l4proto vmap { tcp : jump admitted_tcp, udp : jump admitted_udp }
   }
   chain between_networks {
-    ct state established,related ct status dnat accept
+    ct state established ct status dnat accept
+    ct state related ct status dnat iifname . oifname @turning accept
     ct status dnat iifname . oifname @turning jump admitted
     counter name apart drop
   }"""

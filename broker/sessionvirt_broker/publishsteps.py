@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from .flows import end_datagrams
 from .published import Publication, Turning
 from .steps import Step
 
@@ -53,7 +54,7 @@ class PublishPorts(Step):
         )
 
     def describe_undo(self) -> str:
-        return "remove it from the nft maps; flows that there are go on"
+        return "remove it from the nft maps; connections that there are go on"
 
     def rules(self) -> Publication:
         """For the firewall."""
@@ -68,6 +69,11 @@ class PublishPorts(Step):
 
     def undo(self, host: Host) -> None:
         host.firewall.unpublish(self.rules())
+        # A connection has an end. Datagrams that somebody goes on sending would come here for ever,
+        # also when the port is another guest's, or a service of the host's.
+        if self.protocol == "udp":
+            for target in self.targets:
+                end_datagrams(target, range(self.host_port, self.host_port + self.ports))
 
 
 @dataclass(frozen=True, slots=True)

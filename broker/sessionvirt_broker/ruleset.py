@@ -73,6 +73,10 @@ handle a frame passes it (htb_classify() in net/sched/sch_htb.c), to the TAP, wh
 What waits is TCP with something in it, and datagrams of ports that are no service's: each is of a
 socket that is one program's, with that guest or by its own choice.
 
+Nothing of a guest's is for 127.0.0.0/8, which a bridge with published ports would route. The rules
+of ``table inet`` say so for what begins; an error about a flow that the host has with itself is
+"related", so it ends in ``check_ipv4``. (What is plain is never related.)
+
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
 from guest to guest carries a mark from there to the other table; a packet that was routed does not.
@@ -172,6 +176,7 @@ table bridge sessionvirt {{
     ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
   }
   chain check_ipv4 {
+    ip daddr 127.0.0.0/8 goto drop_ipv4
     meta l4proto udp ip frag-off & 0x1fff == 0 jump first_datagram4
     meta l4proto igmp jump check_igmp
     meta l4proto >= 0 meta iifname . ether saddr . ip saddr @addresses4 accept

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from .errors import Busy, LimitsExceeded, StateChanged
 from .firewall import TapRules, link_local
+from .flows import end_flows
 from .netlink import PortsExhausted
 from .steps import Step
 from .tun import create
@@ -96,6 +97,7 @@ class FilterTap(Step):
         # Undone after the TAP, so that no frame brings them back. The address' next guest would be
         # looked for at this one's MAC, and everybody on the host can read who was there.
         if self.bridge:
+            end_flows((*self.ipv4, *self.ipv6))
             addresses = (*self.ipv4, *self.ipv6, str(link_local(self.mac)))
             host.links.forget_neighbours(self.bridge, addresses)
 

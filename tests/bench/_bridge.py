@@ -130,6 +130,7 @@ class Filtered(Sets):
             no_broadcast=False,
             no_multicast=frozenset(),
             gateways=(),
+            uid=rules.uid,
         )
         self._firewall.filters.add(filtered)
 

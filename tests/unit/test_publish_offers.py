@@ -355,8 +355,19 @@ def test_where_the_host_listens(world: World) -> None:
         ("udp", None, 4, 0x9000, ""),
     ):
         where = ipaddress.ip_address(address) if address else None
-        hit = listener(world.sockets, protocol, where, version, range(port, port + 1))
+        hit = listener(world.sockets, protocol, where, {version}, range(port, port + 1))
         assert (str(hit[0]) if hit else "") == found, (protocol, address, port)
+
+
+def test_what_others_connect_to_is_not_read(world: World) -> None:
+    """Everybody could have the broker read for seconds: connections that have ended count, too."""
+    lines = ["0100007F:1F90 0:0 0A", "0100007F:1F91 0:0 07", "0100007F:1F92 0:0 0A"]
+    lines += ["0202A8C0:0016 0303A8C0:0050 06"] * 2 + ["0100007F:1F93 0:0 0A"]
+    text = HEAD + "".join(f"   {n}: {line} 0:0\n" for n, line in enumerate(lines))
+    (world.sockets / "tcp").write_text(text)
+    for port, found in ((8080, True), (8082, True), (8083, False)):
+        hit = listener(world.sockets, "tcp", None, {4}, range(port, port + 1))
+        assert (hit is not None) is found
 
 
 @pytest.mark.parametrize(

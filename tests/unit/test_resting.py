@@ -15,7 +15,7 @@ import pytest
 
 from lab.nofirewall import no_firewall
 from sessionvirt_broker.config import BUILTIN
-from sessionvirt_broker.errors import NotFound
+from sessionvirt_broker.errors import HostFailure, NotFound
 from sessionvirt_broker.filters import FilterFrames, FilterKind
 from sessionvirt_broker.host import Host, Paths
 from sessionvirt_broker.journal import Journal
@@ -90,6 +90,9 @@ class Lab:
         for name in ("records", "holds"):
             (root / name).mkdir()
         self.told: list[str] = []
+        #: Whether the firewall removes no filter, and of which TAPs it did not.
+        self.refuses = False
+        self.refused: list[str] = []
         self.adopted: Any = ()
         self.taps = Taps()
         self.leases = self.broker()
@@ -101,7 +104,13 @@ class Lab:
         def adopt(*everything: Any) -> None:
             self.adopted = everything
 
-        filters = SimpleNamespace(add=tell("filter"), remove=tell("unfilter"))
+        def remove(ifname: str, _: int) -> None:
+            if self.refuses:
+                self.refused.insert(0, ifname)
+                raise HostFailure("not now")
+            self.told.append(f"unfilter {ifname}")
+
+        filters = SimpleNamespace(add=tell("filter"), remove=remove)
         firewall = no_firewall(
             add_tap=tell("bind"), remove_tap=tell("unbind"), adopt=adopt, filters=filters
         )
@@ -198,6 +207,23 @@ def test_the_next_broker_keeps_what_is_whole_and_forgets_what_rested_on_the_rest
             assert [rules.ifname for rules in lab.adopted[3]] == [one]
         lab.leases.drop(lease, UID, ["tap0"])
         assert lab.held() == []
+        lab.leases.release(lease)
+
+
+def test_what_would_not_go_ends_no_lease_and_is_tried_again(lab: Lab) -> None:
+    with closing(lab.acquire(TAP, TAP)) as lease:
+        lab.add(lease, filter_on("tap0"), filter_on("tap1"))
+        lab.refuses = True
+        lab.leases.drop(lease, UID, ["filter2"])
+        lab.leases.drop(lease, UID, ["filter3"])
+        lab.refuses = False
+        assert lab.held() == ["tap0", "tap1"]
+        lab.leases = lab.broker()
+        ((_, watch),) = lab.leases.reconcile()
+        os.close(watch)
+        assert lab.told[-2:] == ["unfilter " + one for one in lab.refused]
+        assert lab.held() == ["tap0", "tap1"]
+        assert lab.adopted[3] == []
         lab.leases.release(lease)
 
 
