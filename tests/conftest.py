@@ -283,6 +283,12 @@ def broker(request: pytest.FixtureRequest, bus: SystemBus) -> Iterator[Broker]:
         STANDING.take_back(running, as_it_was=request.session.testsfailed == failures)
 
 
+@pytest.fixture
+def no_broker(bus: SystemBus) -> None:
+    """None runs, so that the bus has to start one."""
+    STANDING.end()
+
+
 @pytest.fixture(scope="module")
 def lasting_broker(bus: SystemBus) -> Iterator[Broker]:
     """The broker of a whole file."""

@@ -53,6 +53,7 @@ def test_a_rule_can_go_by_group(polkit: Polkit, alice: User, carol: User) -> Non
     assert carol.run(CHECK).returncode == NO
 
 
+@pytest.mark.usefixtures("no_broker")
 def test_the_bus_starts_the_broker_for_who_asks(bus: SystemBus, alice: User) -> None:
     done = alice.run(["sessionvirt", "networks", "--json"])
     pidfd = os.pidfd_open(bus.pid_of(NAME))

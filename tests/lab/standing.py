@@ -36,7 +36,7 @@ class Standing:
     def lend(self, flavour: Flavour) -> Broker:
         """A broker that runs and holds nothing."""
         broker = self._broker
-        if broker is None or broker.flavour is not flavour:
+        if broker is None or broker.flavour is not flavour or not _runs(broker):
             self.end()
             install(flavour)
             broker = Broker(flavour)
@@ -53,8 +53,7 @@ class Standing:
         :param as_it_was: nothing is known against it.
         :raise DaemonError: it ended otherwise than it should.
         """
-        process = broker.daemon.process
-        same = process is not None and process.pid == self._pid and process.poll() is None
+        same = _runs(broker) and broker.daemon.pid == self._pid
         CONFIGURATION.unlink(missing_ok=True)
         if as_it_was and same and self._holds_nothing():
             forget_rules()
@@ -82,8 +81,18 @@ class Standing:
         return True
 
 
+def _runs(broker: Broker) -> bool:
+    process = broker.daemon.process
+    return process is not None and process.poll() is None
+
+
 def _end(broker: Broker) -> None:
     broker.daemon.argv, broker.daemon.environment = COMMAND, ENVIRONMENT
+    process = broker.daemon.process
+    if process is not None and (status := process.poll()) is not None:
+        broker.kill()
+        forget_rules()
+        raise DaemonError(broker.daemon.account(f"ended by itself with status {status}"))
     try:
         if broker.running and (status := broker.stop()):
             raise DaemonError(broker.daemon.account(f"ended with status {status}"))
