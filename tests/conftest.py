@@ -82,14 +82,22 @@ def missing_for(tier: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cheap tiers first, so that the first failure comes soon."""
+    """Cheap tiers first, so that the first failure comes soon.
+
+    Of the last tier, first what boots a machine of its own: the test host is still at its tests
+    then, and has a processor to spare.
+    """
     files: dict[Path, str] = {}
     for item in items:
         tier = tier_of(item)
         if files.setdefault(item.path, tier) != tier:
             raise pytest.UsageError(f"{item.path}: its tests are of several tiers")
         item.user_properties.append(("tier", tier))
-    items.sort(key=lambda item: TIERS.index(tier_of(item)))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[int, bool]:
+    return TIERS.index(tier_of(item)), item.get_closest_marker("apart") is None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.host,
     pytest.mark.reboot,
+    pytest.mark.apart,
     # The machine goes by its monitor and its pid; nobody keeps the object that started it.
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
