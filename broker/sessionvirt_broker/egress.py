@@ -21,18 +21,19 @@ it and ended the lease; to older ones it has no permission left, for a set's key
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .chains import chains, client
 from .errors import HostFailure
+from .tablelook import chains_of, drops_of, present
 from .wholetable import Outline, additions, is_whole, outline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .firewall import Commands
+    from .tablelook import Lister
 
 FAMILY, TABLE = "netdev", "sessionvirt"
 #: A chain of this name says that the table is ours. A later edition must not leave a device
@@ -127,7 +128,7 @@ class Egress:
         self,
         load: Callable[[str], bool],
         run: Callable[[Commands], bool],
-        listed: Callable[[str, object], list[dict[str, Any]]],
+        listed: Lister,
     ) -> None:
         self._load = load
         self._run = run
@@ -208,9 +209,8 @@ class Egress:
             raise HostFailure("the host refused the rules of a macvtap device")
 
     def _present(self) -> list[str]:
-        """The guarded devices that are there: nft refuses all, where one chain has no device."""
-        there = {name for _, name in socket.if_nameindex()}
-        return sorted(self._guarded & self._devices.keys() & there)
+        """The guarded devices that are there."""
+        return present(self._guarded & self._devices.keys())
 
     def remove(self) -> None:
         """Delete the table, where it is ours.
@@ -224,21 +224,10 @@ class Egress:
 
     def drops(self) -> dict[str, dict[str, int]]:
         """Frames dropped: interface to reason to count; reasons of zero are left out."""
-        result: dict[str, dict[str, int]] = {}
-        for reason in REASONS if self._devices else ():
-            for item in self._list("set", _named(f"dropped_{reason}")):
-                for entry in item.get("set", {}).get("elem", []):
-                    if packets := int(entry["elem"]["counter"]["packets"]):
-                        result.setdefault(str(entry["elem"]["val"]), {})[reason] = packets
-        return result
+        return drops_of(self._list, FAMILY, TABLE, REASONS) if self._devices else {}
 
     def _chains(self) -> set[str] | None:
-        """The chains of the table of our name; None: there is no such table."""
-        tables = {t["table"]["name"] for t in self._list("tables", {"family": FAMILY})}
-        if TABLE not in tables:
-            return None
-        chains = (c.get("chain", {}) for c in self._list("chains", {"family": FAMILY}))
-        return {str(chain["name"]) for chain in chains if chain.get("table") == TABLE}
+        return chains_of(self._list, FAMILY, TABLE)
 
     def _refuse_foreign(self) -> None:
         if MARKER not in (self._chains() or ()):

@@ -27,6 +27,7 @@ from .policer import Policer
 from .published import PORT_MAPS, SETS
 from .ruleset import MARKER, MARKERS, REASONS, RULESET
 from .rulewatch import port_of_libnftables
+from .tablelook import chains_of, counters_of, drops_of
 from .tracewatch import TABLE
 from .tracing import end
 from .wholetable import additions, has_fixed_part, is_whole, outline
@@ -228,15 +229,8 @@ class Firewall:
 
     def _markers(self, table: tuple[str, str]) -> set[str] | None:
         """The markers in the table of our name; None: there is no such table."""
-        family, name = table
-        chains = self._list("chains", {"family": family})
-        named = {c["chain"]["name"] for c in chains if c.get("chain", {}).get("table") == name}
-        # Only then, for nft 1.0.6 reads everything there is to list the tables (filterrules.py).
-        if not named and name not in {
-            t["table"]["name"] for t in self._list("tables", {"family": family})
-        }:
-            return None
-        return {one for one in named if MARKERS.fullmatch(one)}
+        named = chains_of(self._list, *table)
+        return None if named is None else {one for one in named if MARKERS.fullmatch(one)}
 
     def adopt(
         self,
@@ -332,22 +326,10 @@ class Firewall:
 
     def drops(self) -> dict[str, dict[str, int]]:
         """Frames dropped: interface to reason to count; reasons of zero are left out."""
-        result: dict[str, dict[str, int]] = {}
-        for reason in REASONS:
-            for ifname, packets in self._counters(reason).items():
-                if packets:
-                    result.setdefault(ifname, {})[reason] = packets
+        result = drops_of(self._list, *_BRIDGE, REASONS)
         for ifname, packets in self.filters.drops().items():
             result.setdefault(ifname, {})[REASON] = packets
         return result | self.egress.drops()
-
-    def _counters(self, reason: str) -> dict[str, int]:
-        """Frames by interface."""
-        found: dict[str, int] = {}
-        for item in self._list("set", _named(_BRIDGE, f"dropped_{reason}")):
-            for entry in item.get("set", {}).get("elem", []):
-                found[str(entry["elem"]["val"])] = int(entry["elem"]["counter"]["packets"])
-        return found
 
     def networks(self) -> frozenset[NetworkRules]:
         """The managed networks that are up."""
@@ -450,7 +432,7 @@ class Firewall:
         return [
             (f"dropped_{reason}", ifname)
             for reason in REASONS
-            for ifname in self._counters(reason)
+            for ifname in counters_of(self._list, *_BRIDGE, f"dropped_{reason}")
             if ifname not in self._taps
         ]
 

@@ -18,17 +18,18 @@ Never touched: a table of that name without the marker.
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import HostFailure
+from .tablelook import chains_of, present
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .firewall import Commands
     from .htb import Rate
+    from .tablelook import Lister
 
 __all__ = ["Policer"]
 
@@ -51,7 +52,7 @@ class Policer:
     def __init__(
         self,
         run: Callable[[Commands], bool],
-        listed: Callable[[str, object], list[dict[str, Any]]],
+        listed: Lister,
     ) -> None:
         self._run = run
         self._list = listed
@@ -112,9 +113,8 @@ class Policer:
             self._rebuild()
 
     def _present(self) -> list[str]:
-        """The limited TAPs that are there: nft refuses all, where one chain has no device."""
-        there = {name for _, name in socket.if_nameindex()}
-        return sorted(self._rates.keys() & there)
+        """The limited TAPs that are there."""
+        return present(self._rates)
 
     def _rebuild(self) -> None:
         self._refuse_foreign()
@@ -127,12 +127,7 @@ class Policer:
             raise HostFailure("the host refused the limits of the firewall")
 
     def _chains(self) -> set[str] | None:
-        """The chains of the table of our name; None: there is no such table."""
-        tables = {t["table"]["name"] for t in self._list("tables", {"family": FAMILY})}
-        if TABLE not in tables:
-            return None
-        chains = (c.get("chain", {}) for c in self._list("chains", {"family": FAMILY}))
-        return {str(chain["name"]) for chain in chains if chain.get("table") == TABLE}
+        return chains_of(self._list, FAMILY, TABLE)
 
     def _is_ours(self) -> bool:
         return MARKER in (self._chains() or ())
