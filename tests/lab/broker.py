@@ -109,10 +109,20 @@ class Broker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it, if a test has not, with its configuration and rules.
+
+        :raise DaemonError: it ended otherwise than it should.
+        """
         CONFIGURATION.unlink(missing_ok=True)
+        process = self.daemon.process
         try:
-            if self.running and (status := self.stop()):
-                raise DaemonError(self.daemon.account(f"ended with status {status}"))
+            if process is not None:
+                ended = process.poll()
+                if status := self.stop() if ended is None else ended:
+                    raise DaemonError(self.daemon.account(f"ended with status {status}"))
         finally:
             self.kill()
             forget_rules()

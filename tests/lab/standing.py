@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from lab.broker import COMMAND, CONFIGURATION, RUNTIME, Broker, forget_rules
 from lab.bus import ENVIRONMENT
-from lab.daemon import DaemonError
 from lab.files import wait_until_empty
 from lab.leaks import descendants
 from lab.namespaces import install
@@ -88,14 +87,4 @@ def _runs(broker: Broker) -> bool:
 
 def _end(broker: Broker) -> None:
     broker.daemon.argv, broker.daemon.environment = COMMAND, ENVIRONMENT
-    process = broker.daemon.process
-    if process is not None and (status := process.poll()) is not None:
-        broker.kill()
-        forget_rules()
-        raise DaemonError(broker.daemon.account(f"ended by itself with status {status}"))
-    try:
-        if broker.running and (status := broker.stop()):
-            raise DaemonError(broker.daemon.account(f"ended with status {status}"))
-    finally:
-        broker.kill()
-        forget_rules()
+    broker.end()
