@@ -141,8 +141,9 @@ def test_the_session_side_calls_what_there_is() -> None:
 
 
 def _reads() -> dict[str, dict[str, str]]:
-    """Which keys broker_data.py's read functions read, as which type."""
-    tree = ast.parse((ROOT / "src/sessionvirt/broker_data.py").read_text())
+    """Which keys the read functions of answers and grants read, as which type."""
+    files = [ROOT / f"src/sessionvirt/broker_{name}.py" for name in ("data", "grants")]
+    body = [node for file in files for node in ast.parse(file.read_text()).body]
     names = {
         "read_tap": "grant",
         "read_pci": "pci",
@@ -157,7 +158,7 @@ def _reads() -> dict[str, dict[str, str]]:
         "read_trace": "steps",
     }
     found: dict[str, dict[str, str]] = {name: {} for name in (*names.values(), "requests")}
-    for function in tree.body:
+    for function in body:
         if isinstance(function, ast.FunctionDef) and function.name in names:
             for node in ast.walk(function):
                 if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):

@@ -33,7 +33,14 @@ SESSION_PARTS: dict[str, set[str]] = {
     "qemu": {"errors", "descriptors", "states", "xml", "model", "host"},
     "broker_values": {"errors", "descriptors"},
     "broker_requests": {"errors"},
-    "broker_data": {"errors", "descriptors", "broker_values", "broker_requests"},
+    "broker_grants": {"errors", "descriptors", "broker_values", "broker_requests"},
+    "broker_data": {
+        "errors",
+        "descriptors",
+        "broker_values",
+        "broker_requests",
+        "broker_grants",
+    },
     "broker_errors": {"errors"},
     "broker_client": {
         "errors",

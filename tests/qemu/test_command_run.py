@@ -280,8 +280,9 @@ def test_a_plan_changes_nothing_and_has_a_command_line(
     assert "Nothing on this host changes" in done.stdout
     plan = json.loads(run(environment, "plan", "--json", guest, check=0).stdout)
     assert set(plan) == {
-        "version", "vm", "verdict", "action", "prompt", "requests", "steps", "command",
+        "version", "vm", "verdict", "action", "prompt", "requests", "steps", "remarks", "command",
     }  # fmt: skip
+    assert plan["remarks"] == []
     assert (plan["version"], plan["vm"], plan["verdict"]) == (1, "guest", "yes")
     assert plan["command"][0].endswith("qemu-system-x86_64")
     dry = run(environment, "run", "--dry-run", guest, check=0)

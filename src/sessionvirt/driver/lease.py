@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sessionvirt.broker_client import BrokerClient
     from sessionvirt.broker_requests import (
+        BandwidthRequest,
         DirectRequest,
         FilterRequest,
         PublishRequest,
@@ -78,7 +79,6 @@ def broker_requests(
     from sessionvirt.broker_requests import (
         FDS_PER_ANSWER,
         FDS_PER_DEVICE,
-        BandwidthRequest,
         PciRequest,
     )
 
@@ -107,15 +107,19 @@ def broker_requests(
             )
             for need in devices
         ),
-        # A TAP of the same call is known by its place in it.
-        *(
-            BandwidthRequest(f"tap{place}", rate_of(need.inbound), rate_of(need.outbound))
-            for place, need in enumerate(taps)
-            if need.inbound is not None or need.outbound is not None
-        ),
+        *_limits(taps),
         *_filters(taps, lists),
         *_published(taps),
     )
+
+
+def _limits(taps: Sequence[Need]) -> Iterator[BandwidthRequest]:
+    """How much these receive and send; a TAP's grant is called by its place in the call."""
+    from sessionvirt.broker_requests import BandwidthRequest
+
+    for place, need in enumerate(taps):
+        if need.inbound is not None or need.outbound is not None:
+            yield BandwidthRequest(f"tap{place}", rate_of(need.inbound), rate_of(need.outbound))
 
 
 def _published(taps: Sequence[Need]) -> Iterator[PublishRequest]:
