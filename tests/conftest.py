@@ -185,9 +185,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each tier that ran."""
+    """One line for each tier that ran; of the last one the seconds are the test host's own."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    seconds: dict[str, float] = defaultdict(float)
+    for outcome in ("", "passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            tier = str(dict(getattr(report, "user_properties", ())).get("tier"))
+            seconds[tier] += getattr(report, "duration", 0.0)
     for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
         for report in terminalreporter.getreports(outcome):
             tier = str(dict(getattr(report, "user_properties", ())).get("tier"))
@@ -197,7 +202,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("tiers")
     for tier in TIERS:
         if counts[tier]:
-            terminalreporter.write_line(f"{tier}: {tier_line(counts[tier], reasons[tier])}")
+            line = tier_line(counts[tier], reasons[tier])
+            terminalreporter.write_line(f"{tier}: {line}, {seconds[tier]:.0f} s")
 
 
 def tier_line(counts: Counter[str], reasons: Counter[str]) -> str:

@@ -82,7 +82,7 @@ class Leases:
         self._shared = SharedResources(host, journal, kinds, self._undo)
         self._tally = Tally()
         self._allowance = Allowance()
-        self.upkeep = Upkeep(host.firewall.kept, lambda: host.firewall.port)
+        self.upkeep = Upkeep(host.firewall.kept, lambda: host.firewall.port, self._rely)
         self.obstacles = Obstacles(host, lambda: self._leases.values())
         self.listing = Listing(host, self._undo, self._held, lambda: self.upkeep.degraded)
 
@@ -454,6 +454,7 @@ class Leases:
                 path.unlink()
         self._shared.collect()
         self._shared.resume()
+        self._rely()
         return [(lease.id, watch) for lease, watch in alive]
 
     def _adopt(self, alive: Sequence[Lease]) -> None:
@@ -486,6 +487,9 @@ class Leases:
             log.exception("the limits of what guests send could not be taken over")
 
     # Section: small things
+
+    def _rely(self) -> None:
+        self._shared.rely_on_rules(there=not self.upkeep.degraded)
 
     def _held(self) -> Iterator[tuple[Lease, list[dict[str, object]]]]:
         for lease in self._leases.values():

@@ -106,7 +106,8 @@ class TurnAround(Step):
 class RouteLocalnet(Step):
     """The host's own 127.0.0.0/8 may be one end of a flow by this bridge.
 
-    The rules that keep guests from it are there before; they are of the fixed part.
+    The rules that keep guests from it are there before; they are of the fixed part. Where somebody
+    takes them away and they cannot be put back, this is shut (``upkeep.py``).
 
     :param former: what the setting was; -1: not known yet.
     """
@@ -123,18 +124,27 @@ class RouteLocalnet(Step):
         return f"set route_localnet of {self.bridge} back to what it was"
 
     def execute(self, host: Host) -> Self:
-        path = self._path(host)
-        former = int(path.read_text(encoding="ascii"))
-        # PRIVILEGE: CAP_NET_ADMIN; one interface, which is ours.
-        path.write_text("1\n", encoding="ascii")
+        former = int(self._path(host).read_text(encoding="ascii"))
+        self.open(host)
         return replace(self, former=former)
 
     def undo(self, host: Host) -> None:
         # A crash before the former value was written leaves -1: then it is what a bridge comes
         # with, unless somebody set the default of the whole host; that one's bridges are ours to
         # close, too.
+        if self.former != 1:
+            self.shut(host)
+
+    def open(self, host: Host) -> None:
+        """Have it so; ``former`` stays."""
+        # PRIVILEGE: CAP_NET_ADMIN; one interface, which is ours.
+        self._path(host).write_text("1\n", encoding="ascii")
+
+    def shut(self, host: Host) -> None:
+        """As if it were not there; also what somebody had set before."""
         path = self._path(host)
-        if self.former != 1 and path.exists():
+        if path.exists():
+            # PRIVILEGE: CAP_NET_ADMIN; as above.
             path.write_text("0\n", encoding="ascii")
 
     def _path(self, host: Host) -> Path:

@@ -16,6 +16,7 @@ from .errors import BrokerError, HostFailure
 from .forwarding import BridgeForward, Forward, uplink_steps
 from .journal import Journal, Record
 from .network import UPLINKS_OF, Bridge
+from .publishsteps import RouteLocalnet
 from .steps import carry_out, take_back
 
 if TYPE_CHECKING:
@@ -141,6 +142,20 @@ class SharedResources:
         for ifindex in want.keys() - have.keys():
             self._forward(record, want[ifindex])
         self._journal.write(record)
+
+    def rely_on_rules(self, *, there: bool) -> None:
+        """The firewall's rules are there, or not: what only they keep guests from opens or shuts.
+
+        The records stay as they are: to shut is not to undo.
+        """
+        for record in self._records.values():
+            for step in record.parts.get("", ()):
+                if isinstance(step, RouteLocalnet):
+                    with contextlib.suppress(OSError):  # the bridge is gone, and its guests
+                        if there:
+                            step.open(self._host)
+                        else:
+                            step.shut(self._host)
 
     # Section: a new broker
 

@@ -71,16 +71,19 @@ class Upkeep:
 
     :param kept: all that is looked after.
     :param own_port: the netlink port of what we change ourselves.
+    :param told: called where :attr:`degraded` may have changed, or what it shuts is open again.
     """
 
     def __init__(
         self,
         kept: Callable[[], Sequence[Kept]],
         own_port: Callable[[], int],
+        told: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kept = kept
         self._own_port = own_port
+        self._told = told
         self._clock = clock
         self._restored: deque[float] = deque(maxlen=TIMES)
         self._lost_at: float | None = None
@@ -99,6 +102,7 @@ class Upkeep:
         the first of them; the next look comes later (``mending.py``).
         """
         if self._lost_at is not None:
+            self._told()  # what was given since had the rules put back, and opened
             return []  # it is tried by the clock
         port = self._own_port()
         touched = {(one.family, one.table) for one in changes.touched if one.port != port}
@@ -121,6 +125,7 @@ class Upkeep:
         if not broken:
             self._lost_at, self.degraded = None, ""
             self._restored.clear()
+            self._told()
             return [Repair("rules-whole", "")]
         self._lost_at = self._clock()
         return self._restore(broken)
@@ -128,6 +133,7 @@ class Upkeep:
     def failed(self, why: str) -> None:
         """What should be there could not be put there, by whoever tried it."""
         self._lost_at, self.degraded = self._clock(), why
+        self._told()
 
     def _restore(self, broken: Sequence[Kept]) -> list[Repair]:
         done: list[Repair] = []

@@ -11,6 +11,7 @@ import pytest
 
 from lab import host
 from lab.client import Client, RefusalError, network_tap, publish
+from lab.flushing import degraded, flush_until_given_up, once
 from lab.kernelguest import KernelGuest
 from lab.outside import ADDRESS4, UPLINK4, Outside
 
@@ -54,6 +55,27 @@ def test_it_outlives_the_broker_and_comes_back_with_the_rules(
             assert LOCALNET.read_text() == "1\n"
             lease.drop("publish2")
             assert LOCALNET.read_text() == "0\n"
+
+
+def test_f63_nobody_gets_at_localhost_where_the_rules_do_not_hold(
+    broker: Broker, alices: Client, bobs: Client
+) -> None:
+    broker.configure(CONFIGURATION)
+    broker.restart()  # one that has put nothing back yet
+    with alices.acquire(network_tap("n"), vm="web") as lease:
+        lease.add_one(publish("tap0", 8080, 80))
+        assert LOCALNET.read_text() == "1\n"
+        flush_until_given_up(alices)
+        assert LOCALNET.read_text() == "0\n"
+        # What is given meanwhile has the rules put back; the next flush shuts again.
+        with bobs.acquire(network_tap("n"), vm="other") as other:
+            other.add_one(publish("tap0", 8081, 80))
+            host.nft("flush", "ruleset")
+            once(lambda: LOCALNET.read_text() == "0\n", alices)
+        broker.restart()
+        assert degraded(alices) == ""
+        assert LOCALNET.read_text() == "1\n"
+    broker.wait_until_idle()
 
 
 def test_g69_killed_in_every_state_of_publishing(broker: Broker, alices: Client) -> None:

@@ -100,7 +100,13 @@ class World:
         self.now = 0.0
         self.tables = Tables(("bridge", "sessionvirt"))
         self.others = Tables(("netdev", "sessionvirt_limits"))
-        self.upkeep = Upkeep(lambda: (self.tables, self.others), lambda: 99, lambda: self.now)
+        self.shut: list[bool] = []
+        self.upkeep = Upkeep(
+            lambda: (self.tables, self.others), lambda: 99, self.told, lambda: self.now
+        )
+
+    def told(self) -> None:
+        self.shut.append(bool(self.upkeep.degraded))
 
     def degraded(self) -> str:
         return self.upkeep.degraded
@@ -144,9 +150,12 @@ def test_nobody_is_fought_for_ever() -> None:
         world.now += 1
     assert world.degraded() == ""
     world.tables.whole = False
+    assert world.shut == []
     assert world.touch(OURS) == ["rules-lost"]
     assert "more than 5 times" in world.degraded()
+    assert world.shut == [True]
     assert (world.touch(OURS), world.tables.restored) == ([], TIMES)
+    assert world.shut == [True, True]
     assert world.due() == world.now + MINUTE
     # By the clock it is tried again; whole a minute later, it is over.
     world.now += MINUTE
@@ -155,6 +164,7 @@ def test_nobody_is_fought_for_ever() -> None:
     world.now += MINUTE
     assert [one.event for one in world.upkeep.again()] == ["rules-whole"]
     assert world.degraded() == ""
+    assert world.shut[-1] is False
     assert world.due() is None
     assert world.touch(OURS) == ["rules-restored"]
 
