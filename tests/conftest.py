@@ -266,6 +266,13 @@ def testhost() -> Machine:
 
 
 @pytest.fixture(scope="session")
+def host_parts() -> None:
+    """What a host is made of is there, for a test that boots another one meanwhile."""
+    assert _runner is not None
+    _runner.wait_until_built()
+
+
+@pytest.fixture(scope="session")
 def _polkitd(bus: SystemBus) -> Iterator[Polkit]:
     with Polkit() as polkitd:
         LASTING.append(polkitd.daemon)

@@ -9,8 +9,9 @@ installed and the tests inside run while nobody looks; what they report waits in
 ``SESSIONVIRT_TESTHOST`` names a running host to use instead, which is left as it is.
 
 As a program: names of tests on standard input, then its end, which ends the host. On standard
-output a line each: ``REPORT`` and a report as JSON, ``SAID`` and what else was said, and ``END``
-when the tests are done and the host stays for who asks for it.
+output a line each: ``REPORT`` and a report as JSON, ``SAID`` and what else was said, ``BUILT`` when
+what a host is made of is there, and ``END`` when the tests are done and the host stays for who asks
+for it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["REPORT", "Runner", "say"]
 
 VARIABLE = "SESSIONVIRT_TESTHOST"
-REPORT, SAID, END = "REPORT ", "SAID ", "END"
+REPORT, SAID, BUILT, END = "REPORT ", "SAID ", "BUILT", "END"
 
 #: Where evidence of failures is, in the host and here.
 EVIDENCE = "/var/lib/testhost/evidence"
@@ -100,9 +101,23 @@ class Runner:
             elif line == END:
                 self._ended = True
                 return
-            else:
+            elif line != BUILT:
                 self.said.append(line.removeprefix(SAID))
                 say(self.said[-1])
+
+    def wait_until_built(self) -> None:
+        """Until what a host is made of is there: the laboratory has no network to build it by.
+
+        Where it is said to be late, or the process has ended, whoever needs it finds that out.
+        """
+        end = time.monotonic() + SILENCE_SECONDS
+        while time.monotonic() < end and self._process.poll() is None:
+            # It is said before any report.
+            if f"\n{BUILT}\n" in "\n" + os.pread(self._output.fileno(), 1 << 20, 0).decode(
+                errors="replace"
+            ):
+                return
+            time.sleep(0.1)
 
     def _lines(self) -> Iterator[str]:
         left = b""
@@ -164,11 +179,13 @@ def host(name: str) -> Iterator[Machine]:
         one = machines.running(name)
         if one is None:
             raise HostError(f"no test host {name!r} is running; ./dev host --name {name} start")
+        print(BUILT, flush=True)
         with one.connect() as way:
             install.put_tests(way)
         yield one
         return
     parts = (kernel.chosen(built(tell), "debian", tell), emulator(tell))
+    print(BUILT, flush=True)
     with machines.boot(parts, name, tell, kvm=probe().usable) as one:
         with one.connect() as way:
             install.furnish(way, tell)

@@ -38,7 +38,7 @@ NAME = "iommufd-test"
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Connection]:
+def host(request: pytest.FixtureRequest) -> Iterator[Connection]:
     """A way into a host with that kernel."""
     if name := os.environ.get(VARIABLE):
         running = machine.running(name)
@@ -49,6 +49,7 @@ def host() -> Iterator[Connection]:
         return
     if kernel.ready() is None:
         pytest.skip("no kernel with IOMMUFD was made")
+    request.getfixturevalue("host_parts")
     parts = (kernel.chosen(built(print), "iommufd", print), emulator(print))
     with (
         machine.boot(parts, NAME, print, kvm=probe().usable) as booted,
