@@ -202,8 +202,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("tiers")
     for tier in TIERS:
         if counts[tier]:
-            line = tier_line(counts[tier], reasons[tier])
-            terminalreporter.write_line(f"{tier}: {line}, {seconds[tier]:.0f} s")
+            terminalreporter.write_line(f"{tier}: {tier_line(counts[tier], reasons[tier])}")
+    words = (f"{tier} {seconds[tier]:.0f}" for tier in TIERS if counts[tier])
+    terminalreporter.write_line(f"seconds: {', '.join(words)}")
 
 
 def tier_line(counts: Counter[str], reasons: Counter[str]) -> str:

@@ -23,6 +23,7 @@ BUS_POLICY = ROOT / "broker/org.sessionvirt.Broker1.conf"
 ACTIVATION = ROOT / "broker/org.sessionvirt.Broker1.service"
 UNIT = ROOT / "systemd/system/sessionvirt-broker.service"
 DNSMASQ_UNIT = ROOT / "systemd/system/sessionvirt-dnsmasq@.service"
+NAMES_UNIT = ROOT / "systemd/system/sessionvirt-names@.service"
 NETWORKS_UNIT = ROOT / "systemd/system/sessionvirt-networks.service"
 SYSUSERS = ROOT / "systemd/sysusers.d/sessionvirt.conf"
 BROKER = ROOT / "broker/sessionvirt_broker"
@@ -235,7 +236,9 @@ def test_the_program_takes_the_capabilities_that_the_unit_gives() -> None:
     assert [f"CAP_{name.upper()}" for name in OWN] == CAPABILITIES.split()
 
 
-@pytest.mark.parametrize(("unit", "most"), [(UNIT, 20), (DNSMASQ_UNIT, 30), (NETWORKS_UNIT, 10)])
+@pytest.mark.parametrize(
+    ("unit", "most"), [(UNIT, 20), (DNSMASQ_UNIT, 30), (NAMES_UNIT, 15), (NETWORKS_UNIT, 10)]
+)
 def test_systemd_thinks_the_units_are_confined(unit: Path, most: int, tmp_path: Path) -> None:
     """systemd-analyze(1), security --offline; 20 is 2.0."""
     if not shutil.which("systemd-analyze"):
@@ -246,6 +249,15 @@ def test_systemd_thinks_the_units_are_confined(unit: Path, most: int, tmp_path: 
     argv = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", "--no-pager"]
     done = subprocess.run([*argv, copy], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
+def test_the_unit_of_names_is_resolveds_user_without_any_right_of_its_own() -> None:
+    lines = [line for line, _ in directives(NAMES_UNIT)]
+    assert {"User=systemd-resolve", "CapabilityBoundingSet=", "NoNewPrivileges=yes"} <= set(lines)
+    assert not [line for line in lines if line.startswith(("Ambient", "DeviceAllow", "ReadWrite"))]
+    rule = (ROOT / "systemd/udev/70-sessionvirt.rules").read_text()
+    for unit in (DNSMASQ_UNIT, NAMES_UNIT):
+        assert unit.name.replace("@.", "@%k.") in rule
 
 
 def test_the_unit_of_boot_has_the_broker_started_and_may_do_nothing() -> None:
@@ -260,7 +272,7 @@ def test_the_unit_of_boot_has_the_broker_started_and_may_do_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", [UNIT, DNSMASQ_UNIT, NETWORKS_UNIT], ids=lambda path: str(path.name)
+    "unit", [UNIT, DNSMASQ_UNIT, NAMES_UNIT, NETWORKS_UNIT], ids=lambda path: str(path.name)
 )
 def test_systemd_reads_every_line_of_the_units(unit: Path, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):

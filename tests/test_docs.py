@@ -205,6 +205,7 @@ def test_the_keys_of_a_network_are_those_that_are_read() -> None:
         "host": '{ web = { mac = "52:54:00:00:00:01", ipv4 = "10.9.0.9" } }',
         "dns": '{ printer = "10.9.0.8" }',
         "autostart": "true",
+        "names_on_host": "false",
     }
     assert set(written) == set(examples)
     lines = "".join(f"{key} = {examples[key]}\n" for key in written)

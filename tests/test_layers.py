@@ -81,8 +81,10 @@ RESTRICTED: dict[str, tuple[str, ...]] = {
     "qemu": ("sessionvirt.qemu.qmp",),
     # The broker starts dnsmasq and, as root, its own keeper; no argv has a thing of a caller. A
     # write to a driver's file is a child's, for it may never end: its argv is what sysfs listed.
+    # hostnames is a program of its own, without a right, and its argv is of root's file.
     "subprocess": (
         "sessionvirt.*",
+        "sessionvirt_broker.hostnames",
         "sessionvirt_broker.keeper",
         "sessionvirt_broker.patience",
         "sessionvirt_broker.privileges",

@@ -92,6 +92,7 @@ class Network:
     :param domain: what follows a guest's name; empty: nothing does.
     :param options: of DHCPv4, by number.
     :param records: names and addresses that the network's DNS knows besides.
+    :param names_on_host: systemd-resolved asks that DNS for names below ``domain``.
     """
 
     name: NetworkName
@@ -106,6 +107,7 @@ class Network:
     records: tuple[tuple[str, Address], ...] = ()
     #: Not of what a guest is shown.
     autostart: bool = field(default=False, compare=False)
+    names_on_host: bool = field(default=True, compare=False)
     #: Only a private network's is not made of its name.
     own_bridge: str = ""
 
@@ -200,7 +202,7 @@ class _Reader:
             body,
             at,
             *("mode", "ipv4", "ipv6", "nat6", "mtu", "domain", "dhcp_options", "host", "dns"),
-            "autostart",
+            *("autostart", "names_on_host"),
         )
         mode = self._mode()
         ipv4 = self._ranges("ipv4", ipaddress.IPv4Interface)
@@ -224,6 +226,7 @@ class _Reader:
             hosts=hosts,
             records=self._records(hosts),
             autostart=source.flag(body, at, "autostart"),
+            names_on_host=source.flag(body, at, "names_on_host", default=True),
         )
 
     def _wrong(self, key: str, reason: str) -> ConfigurationError:

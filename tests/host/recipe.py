@@ -47,6 +47,7 @@ PACKAGES = (
     "polkitd",
     "sudo",
     "systemd",
+    "systemd-resolved",
     "systemd-sysv",
     "udev",
     "util-linux",
@@ -164,6 +165,7 @@ DISABLED = (
     "firewalld.service",
     "libvirtd.service",
     "virtlogd.service",
+    "systemd-resolved.service",
     "blk-availability.service",
     "lvm2-monitor.service",
 )

@@ -561,10 +561,10 @@ def test_any_bytes(data: bytes) -> None:
 def test_many_of_one_kind_take_no_longer_than_they_must(unit: str) -> None:
     """As many as the size limit lets in; quadratic work would take minutes."""
     body = "".join(unit.format(index) for index in range((MAX_BYTES - 1000) // len(unit)))
-    start = time.monotonic()
+    start = time.process_time()  # whatever else the machine does
     with contextlib.suppress(DefinitionError):
         dump_domain(parse_domain(document(body)).value)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 # -- domains of every shape ------------------------------------------------------------------------

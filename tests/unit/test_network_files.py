@@ -393,6 +393,15 @@ def test_a_permitted_bridge_has_its_own_name(name: str) -> None:
     assert tomllib.loads(bridge_toml(name)) == {"bridge": {name: {}}}
 
 
+def test_the_host_asks_for_names_where_libvirts_does() -> None:
+    registered = table(document(f"{IP4}<domain name='lab.example' register='yes'/>"))
+    assert "names_on_host" not in registered
+    for said in ("", "register='no'"):
+        body = table(document(f"{IP4}<domain name='lab.example' {said}/>"))
+        assert body["names_on_host"] is False
+    assert "names_on_host" not in table(document(IP4))
+
+
 # -- TOML ------------------------------------------------------------------------------------------
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -406,6 +415,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
         ipv4=st.lists(TEXTS, min_size=1, max_size=3).map(tuple),
         nat6=st.booleans(),
         domain=TEXTS,
+        names_on_host=st.booleans(),
         mtu=st.integers(0, 65521),
         options=st.dictionaries(st.integers(0, 255), TEXTS).map(lambda one: tuple(one.items())),
         hosts=st.lists(
@@ -425,6 +435,7 @@ def test_any_text_comes_back_from_toml_as_it_was(network: Network) -> None:
     assert body.pop("ipv4") == (ranges[0] if len(ranges) == 1 else ranges)
     assert body.pop("nat6", False) is network.nat6
     assert (body.pop("domain", ""), body.pop("mtu", 0)) == (network.domain, network.mtu)
+    assert body.pop("names_on_host", True) is network.names_on_host
     options = {str(number): text for number, text in network.options}
     assert body.pop("dhcp_options", {}) == options
     hosts = body.pop("host", {})
@@ -463,7 +474,7 @@ def test_no_text_of_a_document_becomes_a_table(one: str, two: str, three: str, f
         f"<o:option value='dhcp-option=42,{d}'/><o:option value='{d}'/></o:options></network>"
     )
     body = table(text)
-    assert set(body) <= {"mode", "ipv4", "domain", "dhcp_options", "dns"}
+    assert set(body) <= {"mode", "ipv4", "domain", "names_on_host", "dhcp_options", "dns"}
     assert body["ipv4"] == "192.168.122.1/24"
     assert body.get("domain", two.lower()) == two.lower()
     assert body.get("dns", {}).keys() <= {three.strip().lower()}

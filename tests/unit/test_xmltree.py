@@ -82,9 +82,9 @@ def test_the_largest_document_is_read_in_time() -> None:
     """Many different names, many alike, many comments: each as many as fit."""
     for unit in ("<n{}/>", "<n/>", "<!--{}-->", "<n a{}='1'/>", "x{}<n/>"):
         body = "".join(unit.format(index) for index in range(MAX_BYTES // 16))
-        start = time.monotonic()
+        start = time.process_time()
         write(read(f"<a>{body[: body.rindex('<')]}</a>"[:MAX_BYTES], "f.xml"))
-        assert time.monotonic() - start < 20, unit
+        assert time.process_time() - start < 20, unit
 
 
 def test_lines_and_namespaces() -> None:

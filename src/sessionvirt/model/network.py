@@ -95,6 +95,7 @@ class Network:
     """One table. Addresses are the host's own, with the prefix length.
 
     :param mtu: bytes; 0: not said. So with an empty ``domain``.
+    :param names_on_host: the host itself asks the network for names below ``domain``.
     :param options: of DHCP, by number.
     :param records: addresses by name, beside the guests'.
     """
@@ -105,6 +106,7 @@ class Network:
     ipv6: tuple[str, ...] = ()
     nat6: bool = False
     domain: str = ""
+    names_on_host: bool = True
     mtu: int = 0
     options: tuple[tuple[int, str], ...] = ()
     hosts: tuple[Host, ...] = ()
@@ -207,6 +209,8 @@ def _lines(network: Network) -> Iterator[str]:
         yield "nat6 = true"
     if network.domain:
         yield f"domain = {_quoted(network.domain)}"
+    if not network.names_on_host:
+        yield "names_on_host = false"
     if network.mtu:
         yield f"mtu = {network.mtu}"
     options = {str(number): (text,) for number, text in network.options}

@@ -198,6 +198,7 @@ class _Reader:
             ipv6=ipv6,
             nat6=self._nat6(mode, has_ipv6=bool(ipv6)),
             domain=self._domain(),
+            names_on_host=self._names_on_host(),
             mtu=self._mtu(),
             options=tuple(self._options()),
             hosts=tuple(self._hosts.values()),
@@ -312,6 +313,11 @@ class _Reader:
             self._leave_out(node, "/network/domain", f"{model.printable(name)}: {problem}")
             return ""
         return ours
+
+    def _names_on_host(self) -> bool:
+        """libvirt tells systemd-resolved where it is told to, the broker where it may."""
+        node = self._root.find("domain")
+        return node is None or node.attributes.get("register") == "yes"
 
     def _mtu(self) -> int:
         node = self._root.find("mtu")
