@@ -209,6 +209,11 @@ class LeaseInfo:
         """Those of a TAP, by its grant's id; the last one holds."""
         return tuple(one for one in self.grants if isinstance(one, FilterGrant) and one.tap == tap)
 
+    def limits(self, tap: str) -> tuple[BandwidthGrant, ...]:
+        """Likewise."""
+        found = (one for one in self.grants if isinstance(one, BandwidthGrant))
+        return tuple(one for one in found if one.tap == tap)
+
     @property
     def name(self) -> str:
         """What people call it: the last part of its path."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from golden.cases import BINARY
-from sessionvirt.broker_data import BandwidthGrant, Lease, PciGrant, TapGrant
+from sessionvirt.broker_data import BandwidthGrant, Lease, LeaseInfo, PciGrant, TapGrant
 from sessionvirt.broker_requests import BandwidthRequest, PciRequest, TapRequest
 from sessionvirt.descriptors import Fd
 from sessionvirt.driver.hotplug import HotPlug
@@ -207,9 +207,9 @@ class World:
     async def release(self, lease: str) -> None:
         await self._say(f"release {lease}")
 
-    async def leases(self) -> list[SimpleNamespace]:
+    async def leases(self) -> list[LeaseInfo]:
         grants = tuple(self.granted.values())
-        return [SimpleNamespace(lease=path, grants=grants) for path in self.paths]
+        return [LeaseInfo(path, "vm", 1000, "held", 0, "yes", grants, {}, 0) for path in self.paths]
 
 
 def live(world: World, use: Callable[[], Awaitable[None]]) -> None:

@@ -3,8 +3,8 @@
 
 Any connection of the lease's user may change them, so a command needs no word with the driver.
 
-What this never does: leave an interface without its filter for a moment, or keep what it has found
-out; the broker is asked each time.
+What this never does: leave an interface without its filter for a moment (``replacing.py``), or keep
+what it has found out; the broker is asked each time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from sessionvirt.errors import NotFoundError
 from sessionvirt.model.filter import GuestFilter
+
+from .replacing import replace
 
 if TYPE_CHECKING:
     from sessionvirt.broker_client import BrokerClient
@@ -58,8 +60,6 @@ async def exchange(client: BrokerClient, lease: str, tap: str, lists: GuestFilte
     former = found[0].filters(tap)
     words = of_grant(former[-1]) if former else GuestFilter()
     wanted = words.with_lists(lists)
-    if not wanted.is_empty:
-        await client.add(lease, (filter_request(tap, wanted),), interactive=False)
-    if former:
-        await client.drop(lease, tuple(one.id for one in former))
+    request = None if wanted.is_empty else filter_request(tap, wanted)
+    await replace(client, lease, lambda info: info.filters(tap), request, interactive=False)
     return wanted
