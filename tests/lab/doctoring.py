@@ -65,16 +65,15 @@ def gets_an_address(tap: Tap, seconds: float = 0.5) -> bool:
     return frames.read_dhcp4(answer.payload)[0] == tap.ipv4
 
 
-def complaints(user: User, vm: str) -> list[dict[str, Any]]:
-    """What doctor says to *user* of rules that stop the machine *vm*."""
+def complaints(user: User, vm: str, name: str = "firewall-rules") -> list[dict[str, Any]]:
+    """What doctor says to *user* of rules that stop the machine *vm*; or by another *name*."""
     command = shutil.which("sessionvirt")
     assert command is not None
     # In this PATH is no QEMU to be asked what it can do, which takes longer than all the rest.
     done = user.run([command, "doctor", "--json", vm], environment={"PATH": "/nonexistent"})
     checks = json.loads(done.stdout)["checks"]
-    about = [one for one in checks if one["name"] == "firewall-rules"]
-    assert about, checks  # the broker was asked
-    return [one for one in about if one["level"] != "ok"]
+    assert any(one["name"] == "firewall-rules" for one in checks), checks  # the broker was asked
+    return [one for one in checks if one["name"] == name and one["level"] != "ok"]
 
 
 def mend(found: list[dict[str, Any]], words: str, *commands: str) -> None:

@@ -78,10 +78,13 @@ class Elsewhere:
         done = subprocess.run(self.command(argv), stdout=subprocess.PIPE, text=True, check=check)
         return done.stdout
 
-    def ask(self, kind: str, address: str, port: int) -> str:
+    def ask(
+        self, kind: str, address: str, port: int, *, timeout: float = 1.0, source: str = ""
+    ) -> str:
         """As of :func:`standin.ask`, from there."""
         program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        program += f"from standin import ask\nprint(ask({kind!r}, {address!r}, {port}))"
+        asked = f"{kind!r}, {address!r}, {port}, {timeout}, {source!r}"
+        program += f"from standin import ask\nprint(ask({asked}))"
         return self.run([sys.executable, "-I", "-c", program]).strip()
 
     def __exit__(

@@ -180,7 +180,7 @@ def test_rules_that_lead_elsewhere_are_found() -> None:
     )
     found = parse(data)
     assert found == [
-        PolicyRule(100, 51820, "", "", marked=True, inverted=False),
+        PolicyRule(100, 51820, "", "", marked=True, inverted=False, mark=51820),
         PolicyRule(200, 52, "10.213.80.0/20", "", marked=False, inverted=False),
         PolicyRule(300, 53, "", "eth1", marked=False, inverted=False),
     ]

@@ -19,6 +19,7 @@ from . import status
 from .checks import Check, Level, broker_checks, session_checks
 from .firewallchecks import host_checks, obstacle_checks
 from .output import paint, print_json, visible
+from .waychecks import way_checks
 
 if TYPE_CHECKING:
     import argparse
@@ -71,6 +72,7 @@ async def _examine(vm: str | None) -> tuple[list[Check], Diagnosis | None, list[
     there = presence()
     checks += broker_checks(facts, running=bool(leases))
     checks += host_checks(facts, leases, there)
+    checks += way_checks(leases)
     if leases:
         checks += obstacle_checks(obstacles, there)
     return checks, facts, obstacles

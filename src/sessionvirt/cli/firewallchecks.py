@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sessionvirt.broker_data import Diagnosis, LeaseInfo, Obstacle
     from sessionvirt.host.firewalls import Presence
 
-__all__ = ["Mend", "host_checks", "mend", "obstacle_checks", "owner"]
+__all__ = ["Mend", "bridge_of", "host_checks", "mend", "obstacle_checks", "owner"]
 
 _TRAFFIC: Final = {
     "out": "what it sends outside",
@@ -172,13 +172,18 @@ def _degraded(leases: Sequence[LeaseInfo]) -> list[Check]:
     ]
 
 
-def _taps(leases: Sequence[LeaseInfo]) -> list[TapGrant]:
-    grants = [grant for lease in leases for grant in lease.grants]
-    return [grant for grant in grants if isinstance(grant, TapGrant) and grant.network]
+def _taps(leases: Sequence[LeaseInfo]) -> list[tuple[LeaseInfo, TapGrant]]:
+    grants = [(lease, grant) for lease in leases for grant in lease.grants]
+    return [(one, grant) for one, grant in grants if isinstance(grant, TapGrant) and grant.network]
+
+
+def bridge_of(lease: LeaseInfo, tap: TapGrant) -> str:
+    """The bridge of a managed network; each user's private one is called by the same name."""
+    return f"svn_u{lease.uid}" if tap.network == "private" else f"svn_{tap.network}"
 
 
 def _forwarding(leases: Sequence[LeaseInfo]) -> list[Check]:
-    if not any(tap.ipv4 for tap in _taps(leases)):
+    if not any(tap.ipv4 for _, tap in _taps(leases)):
         return []
     off = firewalls.not_forwarding(firewalls.uplinks())
     if not off:
@@ -207,9 +212,9 @@ def _policy(leases: Sequence[LeaseInfo]) -> list[Check]:
     checks = []
     for version in (4, 6):
         rules = policy_rules(version)
-        for tap in _taps(leases) if rules else ():
+        for lease, tap in _taps(leases) if rules else ():
             addresses = tap.ipv4 if version == 4 else tap.ipv6
-            for rule in catching(rules, addresses[0], f"svn_{tap.network}") if addresses else ():
+            for rule in catching(rules, addresses[0], bridge_of(lease, tap)) if addresses else ():
                 may = "may go" if rule.marked or rule.inverted else "goes"
                 checks.append(
                     Check(

@@ -11,25 +11,18 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .rtnetlink import DUMP, FAMILIES, ask, attributes, messages
 
 __all__ = ["PolicyRule", "catching", "parse", "policy_rules"]
 
 _RTM_NEWRULE, _RTM_GETRULE = 32, 34
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS, _FRA_TABLE = 2, 3, 6, 10, 14, 15
 _FIB_RULE_INVERT = 2
 _FR_ACT_TO_TBL = 1
 _RT_TABLE_DEFAULT, _RT_TABLE_MAIN, _RT_TABLE_LOCAL = 253, 254, 255
-_HEADER = struct.Struct("=IHHII")
 #: struct fib_rule_hdr: family, dst_len, src_len, tos, table, res1, res2, action, flags.
 _RULE = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class PolicyRule:
 
     :param source: a prefix, or empty: any.
     :param interface: that packets come in by, or empty: any.
-    :param marked: it is also about a mark, which nobody sees from here.
+    :param marked: it is also about a mark, which nobody sees from here: ``mark``.
     """
 
     priority: int
@@ -47,26 +40,13 @@ class PolicyRule:
     interface: str
     marked: bool
     inverted: bool
+    mark: int = 0
 
 
 def policy_rules(version: int) -> list[PolicyRule]:
     """The rules of IPv4 or 6; none where the kernel does not tell."""
-    request = _RULE.pack(_FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
-    flags = _NLM_F_REQUEST | _NLM_F_DUMP
-    message = _HEADER.pack(_HEADER.size + len(request), _RTM_GETRULE, flags, 1, 0) + request
-    found: list[PolicyRule] = []
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as one:
-            one.settimeout(2)
-            one.send(message)
-            while True:
-                data = one.recv(1 << 16)
-                found += parse(data)
-                kinds = [kind for kind, _ in _messages(data)]
-                if not kinds or _NLMSG_DONE in kinds or _NLMSG_ERROR in kinds:
-                    return found
-    except OSError:
-        return found
+    request = _RULE.pack(FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
+    return [rule for data in ask(_RTM_GETRULE, request, flags=DUMP) for rule in parse(data)]
 
 
 def catching(rules: list[PolicyRule], address: str, bridge: str) -> list[PolicyRule]:
@@ -83,11 +63,11 @@ def catching(rules: list[PolicyRule], address: str, bridge: str) -> list[PolicyR
 def parse(data: bytes) -> list[PolicyRule]:
     """The rules in what the kernel answered."""
     found = []
-    for kind, body in _messages(data):
+    for kind, body in messages(data):
         if kind != _RTM_NEWRULE or len(body) < _RULE.size:
             continue
         family, _, length, _, table, _, _, action, flags = _RULE.unpack_from(body)
-        told = dict(_attributes(body[_RULE.size :]))
+        told = dict(attributes(body[_RULE.size :]))
         table = _number(told.get(_FRA_TABLE)) or table
         # With a suppressor it is the main table without its default route: the next rule decides.
         usual = table in (_RT_TABLE_DEFAULT, _RT_TABLE_MAIN, _RT_TABLE_LOCAL)
@@ -102,6 +82,7 @@ def parse(data: bytes) -> list[PolicyRule]:
                 interface=told.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode("ascii", "replace"),
                 marked=_FRA_FWMARK in told,
                 inverted=bool(flags & _FIB_RULE_INVERT),
+                mark=_number(told.get(_FRA_FWMARK)),
             )
         )
     return found
@@ -109,23 +90,3 @@ def parse(data: bytes) -> list[PolicyRule]:
 
 def _number(value: bytes | None, default: int = 0) -> int:
     return struct.unpack("=I", value)[0] if value is not None and len(value) == 4 else default
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, data[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3

@@ -6,7 +6,7 @@ Source: proc_net(5), net/ipv4/fib_trie.c and net/ipv6/route.c for the columns.
 
 from __future__ import annotations
 
-__all__ = ["has_default_route"]
+__all__ = ["has_default_route", "rows"]
 
 
 def has_default_route(*, proc: str = "/proc/net") -> bool:
@@ -15,15 +15,15 @@ def has_default_route(*, proc: str = "/proc/net") -> bool:
     :param proc: where ``route`` and ``ipv6_route`` are.
     """
     # Interface, destination, gateway, flags, reference count, use, metric, mask.
-    if any(row[1] == row[7] == "00000000" for row in _rows(f"{proc}/route", 8)):
+    if any(row[1] == row[7] == "00000000" for row in rows(f"{proc}/route", 8)):
         return True
     # Destination and its length come first, the interface last. The kernel's own rejections of
     # everything are on lo.
-    found = _rows(f"{proc}/ipv6_route", 10)
+    found = rows(f"{proc}/ipv6_route", 10)
     return any(row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo" for row in found)
 
 
-def _rows(path: str, columns: int) -> list[list[str]]:
+def rows(path: str, columns: int) -> list[list[str]]:
     """Return the rows of a table that are whole; none where it cannot be read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
