@@ -23,6 +23,12 @@ What conntrack calls related is an error about a flow, and it does not ask who s
 guests such a one passes only where what is published turns round, for networks stay apart. And no
 guest says anything to 127.0.0.0/8 in this way either (``ruleset.py``, ``check_ipv4``).
 
+Or it is a flow that a helper expects, by what one end of another flow says. That is let in to a
+guest for those helpers only that expect nothing but the flow's own two ends, as they are by default
+(net/netfilter/nf_conntrack_*.c). H.323's takes any address for the one that a call is forwarded to
+(expect_callforwarding()): by it a guest opens another user's to somebody outside. ``ct helper`` is
+that of the flow by which it is expected.
+
 What turns round on a bridge, from a guest to what another one of its network has published, or to
 itself, has the gateway's address as its source, so that the answer turns round there, too. So has
 what the host sends from 127.0.0.0/8.
@@ -94,9 +100,19 @@ FORWARDED: Final = (
   chain admitted {
     meta l4proto vmap { tcp : jump admitted_tcp, udp : jump admitted_udp }
   }
+  chain related {
+    meta l4proto { icmp, ipv6-icmp } accept
+    ct helper "ftp" accept
+    ct helper "tftp" accept
+    ct helper "sip" accept
+    ct helper "irc" accept
+    ct helper "amanda" accept
+    ct helper "sane" accept
+    ct helper "pptp" accept
+  }
   chain between_networks {
     ct state established ct status dnat accept
-    ct state related ct status dnat iifname . oifname @turning accept
+    ct state related ct status dnat iifname . oifname @turning jump related
     ct status dnat iifname . oifname @turning jump admitted
     counter name apart drop
   }"""

@@ -75,7 +75,11 @@ socket that is one program's, with that guest or by its own choice.
 
 Nothing of a guest's is for 127.0.0.0/8, which a bridge with published ports would route. The rules
 of ``table inet`` say so for what begins; an error about a flow that the host has with itself is
-"related", so it ends in ``check_ipv4``. (What is plain is never related.)
+"related", so it ends in ``check_ipv4``. (What is plain is no error.)
+
+"Related" is also whatever a helper of conntrack's expects, where an administrator has assigned one
+(``ct helper set``): of the host, nothing but errors gets in by that, and for guests see
+``published.py``.
 
 With br_netfilter on, bridged frames pass ``inet forward`` too, with the bridge as both interfaces,
 which is what a packet looks like that turns round at the gateway. A frame that ``table bridge`` let
@@ -353,7 +357,8 @@ table inet sessionvirt {
   counter stray {
   }
   chain to_host {
-    ct state established,related accept
+    ct state established accept
+    ct state related meta l4proto { icmp, ipv6-icmp } accept
     ip daddr 127.0.0.0/8 counter name to_host drop
     udp sport 68 udp dport 67 accept
     ip daddr @gateways4 meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept
@@ -366,7 +371,8 @@ table inet sessionvirt {
     counter name to_host drop
   }
   chain open_to_host {
-    ct state established,related accept
+    ct state established accept
+    ct state related meta l4proto { icmp, ipv6-icmp } accept
     ip daddr 127.0.0.0/8 counter name to_host drop
     accept
   }
@@ -385,7 +391,8 @@ table inet sessionvirt {
     + FORWARDED
     + """
   chain inward {
-    ct state established,related accept
+    ct state established accept
+    ct state related jump related
     ip saddr @networks4 counter name stray drop
     ip6 saddr @networks6 counter name stray drop
     ct status dnat jump admitted

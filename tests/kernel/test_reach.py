@@ -214,7 +214,7 @@ def dropped(client: Client, reason: str) -> int:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_guests_of_two_users_are_apart_through_the_gateway(
+def test_f67_guests_of_two_users_are_apart_through_the_gateway(
     version: int, taps: tuple[Tap, Tap, Tap], gateway: str
 ) -> None:
     alice, _, bob = taps

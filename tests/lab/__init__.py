@@ -11,6 +11,7 @@ module:
 ``elsewhere``   a second network namespace, another host; ``peer`` answers there
 ``outside``     one that is the world beyond the uplink; ``neighbour``: one on a cable to a bridge
 ``second``      a second uplink to the same world
+``expecting``   helpers of connection tracking, and what they expect
 ``lan``         a bridge as an administrator makes one, and another host on its network
 ``daemon``      a daemon under test, and what it said
 ``bus``         Debian's own system bus, with service activation

@@ -79,11 +79,18 @@ class Elsewhere:
         return done.stdout
 
     def ask(
-        self, kind: str, address: str, port: int, *, timeout: float = 1.0, source: str = ""
+        self,
+        kind: str,
+        address: str,
+        port: int,
+        *,
+        timeout: float = 1.0,
+        source: str = "",
+        sport: int = 0,
     ) -> str:
         """As of :func:`standin.ask`, from there."""
         program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        asked = f"{kind!r}, {address!r}, {port}, {timeout}, {source!r}"
+        asked = f"{kind!r}, {address!r}, {port}, {timeout}, {source!r}, {sport}"
         program += f"from standin import ask\nprint(ask({asked}))"
         return self.run([sys.executable, "-I", "-c", program]).strip()
 

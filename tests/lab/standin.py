@@ -25,17 +25,19 @@ PORTS = (80, 81, 82)
 _FLAGS = 0x0002 | 0x1000 | 0x4000
 
 
-def ask(kind: str, address: str, port: int, timeout: float = 1.0, source: str = "") -> str:
+def ask(
+    kind: str, address: str, port: int, timeout: float = 1.0, source: str = "", sport: int = 0
+) -> str:
     """What comes back, or the error's name.
 
-    :param source: the own address to ask from; empty: the kernel's choice.
+    :param source: the own address to ask from, and ``sport`` the port; empty: the kernel's choice.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     how = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
     with socket.socket(family, how) as caller:
         caller.settimeout(timeout)
         if source:
-            caller.bind((source, 0))
+            caller.bind((source, sport))
         try:
             caller.connect((address, port))
             if kind == "udp":
