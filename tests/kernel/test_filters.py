@@ -330,7 +330,9 @@ def test_dhcp_and_dns_spare_no_more_than_themselves(guests: Guests) -> None:
 @pytest.mark.usefixtures("bridge_nf")
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("direction", ["outbound", "inbound"])
-def test_a_fragment_is_no_way_around_a_list(direction: str, version: int, guests: Guests) -> None:
+def test_f67_a_fragment_is_no_way_around_a_list(
+    direction: str, version: int, guests: Guests
+) -> None:
     sender, receiver = guests.ends(direction)
     guests.lease.filter(**{f"deny_{direction}": ["udp:9", "tcp:22", "udp@198.51.100.0/24"]})
 
@@ -478,6 +480,38 @@ def test_what_no_filter_can_be_is_refused(fields: Any, name: str, guests: Guests
     with pytest.raises(RefusalError) as refusal:
         guests.lease.filter(**fields)
     assert refusal.value.name == name
+
+
+def test_f68_a_hundred_thousand_rules_are_not_had(
+    guests: Guests, alices: Client, bobs: Client
+) -> None:
+    """In one list, in one filter after the other, and by another machine; and nobody else pays."""
+
+    def refused(lease: Lease, **fields: Any) -> tuple[str, str]:
+        with pytest.raises(RefusalError) as refusal:
+            lease.filter(**fields)
+        return refusal.value.name, refusal.value.text
+
+    entries = [f"udp:{number % 65535 + 1}" for number in range(100_000)]
+    for number, why in ((100_000, "larger than 65536 bytes"), (3000, "at most 64 entries")):
+        name, text = refused(guests.lease, deny_outbound=entries[:number])
+        assert (name, why in text) == ("InvalidArgs", True), text
+    assert TABLE not in host.tables()
+    lists = {each: entries[number * 64 :][:64] for number, each in enumerate(LISTS)}
+    rules = set()
+    for _ in range(4):
+        guests.lease.filter(**lists)
+        rules.add(host.nft("list", "table", *TABLE.split()))
+    assert len(rules) == 1  # the newest is in force, and the others have none
+    quota = ("LimitsExceeded", "filter_entries_per_user: 1024")
+    assert refused(guests.lease, deny=["arp"]) == quota
+    with (
+        alices.acquire(network_tap(), vm="third") as third,
+        bobs.acquire(network_tap()) as other,
+    ):
+        assert refused(third, deny=["arp"]) == quota
+        assert {host.nft("list", "table", *TABLE.split())} == rules
+        other.filter(deny_outbound=["udp:9"])
 
 
 def test_nobody_filters_anothers_guest(guests: Guests, bobs: Client) -> None:

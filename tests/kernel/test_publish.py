@@ -128,7 +128,7 @@ def test_every_address_is_reached_from_everywhere(
     assert LOCALNET.read_text() == "0\n"
 
 
-def test_with_br_netfilter_it_is_reached_by_all_but_other_guests(
+def test_f67_with_br_netfilter_it_is_reached_by_all_but_other_guests(
     port: int,
     web: Lease,
     world: Outside,
@@ -407,7 +407,7 @@ def test_networks_where_nothing_comes_in(web: Lease, alices: Client, port: int) 
         lease.drop(grant["id"])
 
 
-def test_a_user_has_so_many(web: Lease, port: int) -> None:
+def test_f68_a_user_has_so_many_ports(web: Lease, port: int) -> None:
     with published(web, port, ports=4), published(web, port, ports=4, protocol="udp"):
         more = [publish("tap0", port + 4, 80, ports=4), publish("tap0", port + 8, 80)]
         assert refusal(web, *more) == ("LimitsExceeded", "ports_per_user: 12")
