@@ -14,6 +14,43 @@ import pytest
 
 from lab import frames
 from lab.client import network_tap
+from lab.filterframes import (
+    ANNOUNCED,
+    ARP,
+    ARP6,
+    BROADCAST,
+    FOREIGN,
+    FOREIGN6,
+    FORGED_ARP_MAC,
+    FORGED_MAC,
+    FROM_GATEWAY,
+    GATEWAY,
+    IN4,
+    IN6,
+    IN_ARP,
+    IN_LLDP,
+    IN_RARP,
+    LINK_LOCAL,
+    MAC,
+    MULTICAST,
+    MULTICAST6,
+    OTHER,
+    OWN,
+    OWN6,
+    PEER,
+    PEER6,
+    PLAIN,
+    PLAIN6,
+    PROBE,
+    SERVER,
+    SPOOFED,
+    SPOOFED_ARP,
+    advertisement,
+    discover,
+    solicitation,
+    v4,
+    v6,
+)
 from lab.lan import lan_bridge
 from lab.tap import HEADER
 from sessionvirt.model.domain import parse_domain
@@ -28,72 +65,6 @@ if TYPE_CHECKING:
     from lab.tap import Tap
 
 pytestmark = pytest.mark.kernel
-
-MAC, OTHER, GATEWAY = "00:00:00:00:08:01", "00:00:00:00:08:77", "00:00:00:00:08:fe"
-OWN, FOREIGN, PEER = "192.0.2.7", "192.0.2.8", "192.0.2.1"
-OWN6, FOREIGN6, PEER6 = "2001:db8::7", "2001:db8::8", "2001:db8::1"
-LINK_LOCAL = frames.link_local(MAC)
-RARP = 0x8035
-
-
-def v4(source: str, target: str, *, mac: str = OTHER, to: str = "", sender: str = MAC) -> bytes:
-    segment = frames.udp(source, target, (5000, 6000), b"udp")
-    packet = frames.ipv4(source, target, frames.UDP, segment)
-    return frames.ethernet(to or mac, sender, frames.IPV4, packet)
-
-
-def v6(source: str, target: str, *, to: str = OTHER, sender: str = MAC) -> bytes:
-    segment = frames.udp(source, target, (5000, 6000), b"udp")
-    packet = frames.ipv6(source, target, frames.UDP, segment)
-    return frames.ethernet(to, sender, frames.IPV6, packet)
-
-
-def solicitation(source: str) -> bytes:
-    group = frames.solicited_node(PEER6)
-    message = frames.neighbour_solicitation(source, group, PEER6, MAC)
-    packet = frames.ipv6(source, group, frames.ICMP6, message)
-    return frames.ethernet(frames.multicast_mac(group), MAC, frames.IPV6, packet)
-
-
-def advertisement(claimed: str, source: str) -> bytes:
-    message = frames.neighbour_advertisement(source, PEER6, claimed, MAC)
-    packet = frames.ipv6(source, PEER6, frames.ICMP6, message)
-    return frames.ethernet(OTHER, MAC, frames.IPV6, packet)
-
-
-def discover() -> bytes:
-    segment = frames.udp("0.0.0.0", "255.255.255.255", (68, 67), frames.dhcp4(1, MAC))
-    packet = frames.ipv4("0.0.0.0", "255.255.255.255", frames.UDP, segment)
-    return frames.ethernet(frames.BROADCAST, MAC, frames.IPV4, packet)
-
-
-def rarp(to: str, sender: str) -> bytes:
-    return frames.ethernet(to, sender, RARP, bytes(28))
-
-
-PLAIN = v4(OWN, PEER)
-PLAIN6 = v6(OWN6, PEER6)
-ARP, ARP6 = frames.arp(1, MAC, OWN, PEER), solicitation(OWN6)
-PROBE = frames.arp(1, MAC, "0.0.0.0", OWN)
-SPOOFED = v4(FOREIGN, PEER)
-SPOOFED_ARP = frames.arp(1, MAC, FOREIGN, PEER)
-FORGED_MAC = v4(OWN, PEER, sender="00:00:00:00:08:66")
-FORGED_ARP_MAC = frames.arp(1, "00:00:00:00:08:66", OWN, PEER, source=MAC)
-SERVER = frames.ethernet(
-    OTHER, MAC, frames.IPV4, frames.ipv4(OWN, PEER, frames.UDP, frames.udp(OWN, PEER, (67, 68)))
-)
-GROUP, GROUP6 = "224.0.0.251", "ff02::fb"
-MULTICAST = v4(OWN, GROUP, to=frames.multicast_mac(GROUP))
-MULTICAST6 = v6(LINK_LOCAL, GROUP6, to=frames.multicast_mac(GROUP6))
-BROADCAST = v4(OWN, "192.0.2.255", to=frames.BROADCAST)
-ANNOUNCED = rarp(frames.BROADCAST, MAC)
-#: To the guest.
-IN4 = v4(PEER, OWN, to=MAC, sender=OTHER)
-IN6 = v6(PEER6, OWN6, to=MAC, sender=OTHER)
-IN_ARP = frames.arp(1, OTHER, PEER, OWN)
-IN_RARP = rarp(MAC, OTHER)
-IN_LLDP = frames.ethernet(MAC, OTHER, 0x88B5, bytes(46))
-FROM_GATEWAY = v4(PEER, OWN, to=MAC, sender=GATEWAY)
 
 
 class Case(NamedTuple):

@@ -22,7 +22,8 @@ module:
 ``client``      asks the broker as a user, and brings the TAPs back
 ``rawbus``      a user's own connection to the bus, message by message, with the descriptors
 ``users``       programs run as an ordinary user
-``tap``         the guest's end of a TAP; ``frames`` go through; ``forgeries``: those that must not
+``tap``         the guest's end of a TAP; ``frames`` go through; ``forgeries``: those that must not;
+                ``filterframes``: those that libvirt's stock filters are about
 ``kernelguest``  a guest that is a namespace's kernel, for connections; ``standin`` runs there
 ``capture``     what went through the TAPs, as a file when the test fails
 ``policy``      what may pass, by the documents: the kernel's rules are compared with it;
