@@ -100,7 +100,8 @@ CASES = {
     ),
     "clean-traffic-gateway": Case(
         (v4(OWN, PEER, to=GATEWAY), ARP, discover(), ARP6),
-        (PLAIN, BROADCAST, v4(FOREIGN, PEER, to=GATEWAY), SPOOFED_ARP),
+        (PLAIN, BROADCAST, v4(FOREIGN, PEER, to=GATEWAY), SPOOFED_ARP, solicitation(FOREIGN6),
+         advertisement(FOREIGN6, OWN6), v6(FOREIGN6, PEER6, to=GATEWAY)),
         (FROM_GATEWAY, IN_ARP),
         (IN4, IN6, IN_RARP),
     ),

@@ -33,7 +33,7 @@ MEANT = {
     "allow-ipv6": GuestFilter(),
     "clean-traffic": GuestFilter(deny=("ipv6", "rarp", "other"), addresses=BOUND),
     "clean-traffic-gateway": GuestFilter(
-        deny=("rarp",), addresses=BOUND, only_mac=("52:54:00:00:00:fe",)
+        deny=("rarp",), addresses=BOUND + BOUND6, only_mac=("52:54:00:00:00:fe",)
     ),
     "no-arp-ip-spoofing": GuestFilter(addresses=BOUND),
     "no-arp-mac-spoofing": GuestFilter(),
@@ -82,6 +82,14 @@ def test_a_stock_filter_forbids_what_libvirts_does(name: str) -> None:
 def test_a_managed_network_knows_the_address(name: str) -> None:
     (nic,) = domain(ref(name), NETWORK).interfaces
     assert guest_filter(nic).addresses == ()
+
+
+def test_behind_a_gateway_neighbour_discovery_is_of_known_addresses_or_not_at_all() -> None:
+    (on_bridge,) = domain(ref("clean-traffic-gateway", IP, GATEWAY)).interfaces
+    assert guest_filter(on_bridge).deny == ("ipv6", "rarp")
+    assert guest_filter(on_bridge).addresses == BOUND
+    (on_network,) = domain(ref("clean-traffic-gateway", GATEWAY), NETWORK).interfaces
+    assert guest_filter(on_network).deny == ("rarp",)
 
 
 def test_a_list_is_several_parameters() -> None:

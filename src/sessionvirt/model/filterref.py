@@ -64,12 +64,15 @@ class _Stock:
 
     :param words: what it forbids.
     :param binds: the parameter with the only addresses that the guest may send from.
+    :param binds6: likewise of IPv6, where IPV6 is given; on a bridge, where nobody else says which
+        are the guest's, there is no IPv6 without it.
     :param gateway: it may talk to the parameter GATEWAY_MAC only.
     :param remark: what of it is so anyway, or is not as its name says.
     """
 
     words: GuestFilter = _NOTHING
     binds: str = ""
+    binds6: bool = False
     gateway: bool = False
     remark: str = ""
 
@@ -83,6 +86,9 @@ _ANNOUNCES: Final = (
 _SERVER: Final = (
     "it permits the answers of a DHCP server, which pass anyway, and keeps no other server's away; "
     "a guest is itself no DHCP server on any interface"
+)
+_GATEWAY: Final = (
+    f"{_ANNOUNCES}; on a bridge there is IPv6 from the addresses of its parameter IPV6 only"
 )
 _ALL: Final = GuestFilter(deny=("arp", "ipv4", "ipv6", "rarp", "other"))
 _BINDS: Final = "no guest sends from another's address on a managed network"
@@ -102,7 +108,7 @@ STOCK: Final[dict[str, _Stock]] = {
         GuestFilter(deny=("ipv6", "rarp", "other")), binds="IP", remark=_ANNOUNCES
     ),
     "clean-traffic-gateway": _Stock(
-        GuestFilter(deny=("rarp",)), binds="IP", gateway=True, remark=_ANNOUNCES
+        GuestFilter(deny=("rarp",)), binds="IP", binds6=True, gateway=True, remark=_GATEWAY
     ),
     "no-arp-ip-spoofing": _Stock(binds="IP", remark=_BINDS),
     "no-arp-mac-spoofing": _Stock(remark=_ALWAYS),
@@ -200,8 +206,16 @@ def guest_filter(nic: Interface) -> GuestFilter:
         return GuestFilter()
     stock = STOCK[ref.filter]
     bound = ref.values(stock.binds) if stock.binds else ()
+    words = stock.words
+    if stock.binds6:
+        # libvirt's lets any IPv6 through to the gateway's MAC address, and no neighbour discovery
+        # but with that. That passes here, so what it may say of whom is to be known.
+        bound6 = ref.values("IPV6")
+        if nic.bridge is not None and not bound6:
+            words = replace(words, deny=("ipv6", *words.deny))
+        bound = (*bound, *bound6)
     return replace(
-        stock.words,
+        words,
         addresses=tuple(str(ipaddress.ip_address(one)) for one in bound),
         only_mac=tuple(str(parse_mac(one)) for one in ref.values("GATEWAY_MAC") if stock.gateway),
     )
@@ -213,7 +227,7 @@ def remarks(nic: Interface) -> tuple[str, ...]:
     if ref is None:
         return ()
     stock = STOCK[ref.filter]
-    used = {stock.binds, "GATEWAY_MAC" if stock.gateway else ""}
+    used = {stock.binds, "IPV6" if stock.binds6 else "", "GATEWAY_MAC" if stock.gateway else ""}
     idle = sorted({one.name for one in ref.parameters} - used)
     found = [stock.remark] if stock.remark else []
     found += [f"its parameter {name} has no effect" for name in idle]
