@@ -147,7 +147,7 @@ def _units() -> dict[str, str]:
     listing = _output("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager")
     for line in listing.splitlines():
         name, load, active, sub = line.split()[:4]
-        idle = name == BROKER and active == "active"
+        idle = name == BROKER and active in ("active", "deactivating")
         if active != "inactive" and not idle and not IGNORED_UNITS.search(name):
             units[name] = f"{load} {active} {sub}"
     return units
