@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbus_fast import BusType, Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
+from dbus_fast.errors import AuthError, InvalidAddressError
 
 from .errors import HostFailure
 from .intake import Intake
@@ -45,11 +46,15 @@ class Caller:
 
 
 class Bus:
-    """One connection. The handler is called for every message, fds and all, before the library."""
+    """One connection. The handler is called for every message, fds and all, before the library.
+
+    There is none before :meth:`connect`: the bus drops whoever says nothing for five seconds (its
+    auth_timeout), and a broker may have as much to do before.
+    """
+
+    _bus: MessageBus
 
     def __init__(self) -> None:
-        # negotiate_unix_fd: without it no fd can be sent.
-        self._bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
         self._outlet: Outlet | None = None
         self._watched: dict[str, set[asyncio.Task[Any]]] = {}
 
@@ -59,10 +64,15 @@ class Bus:
         """Connect; ``handler`` says whether it has dealt with a message.
 
         :param refuse: gets the header of a message that was too large or not understood, and why.
+        :raise HostFailure: there is no bus, or it does not let the broker in.
         """
-        bus = self._bus
-        bus.add_message_handler(handler)
-        await bus.connect()
+        # negotiate_unix_fd: without it no fd can be sent.
+        try:
+            bus = self._bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+            bus.add_message_handler(handler)
+            await bus.connect()
+        except (OSError, EOFError, InvalidAddressError, AuthError) as error:
+            raise HostFailure(f"no way to the system bus: {error}") from error
         # From here on the library decodes what intake.py has read, and reads nothing itself.
         assert bus._sock is not None
         intake = Intake(bus._sock, bus._process_message, refuse, bus._finalize)
