@@ -31,6 +31,11 @@ NEWER = "99.0"
 GIVEN = {"driver": "vfio-pci", "override": "vfio-pci", "node": True}
 FREE = {"driver": "e1000e", "override": "", "node": False}
 RUNTIME = "/run/sessionvirt-broker"
+CONFIGURATION = "/etc/sessionvirt/broker.toml"
+NETWORKS = "sessionvirt-networks.service"
+#: Is up before anybody asks.
+EARLY = '[network.early]\nipv4 = "10.99.7.1/24"\nautostart = true'
+UNTIL_SERVED = "until systemctl -q is-active sessionvirt-dnsmasq@svn_early; do sleep 0.2; done"
 #: As an administrator would look for what is left.
 LEFTOVERS = (
     "find / -xdev \\( -path /proc -o -path /srv -o -path /var/lib/testhost -o -path /var/log"
@@ -134,19 +139,33 @@ def test_after_a_new_boot_nothing_stale_is_believed(
     else may have, are not touched.
     """
     assert len(before["leases"]) == 2
+    host.run(["sh", "-c", f"echo '{EARLY}' >{CONFIGURATION}"])
+    host.run(["systemctl", "enable", "--quiet", NETWORKS])
     host.run(["cp", "-a", RUNTIME, "/root/kept"])
     host.run(["sync"])
     name = sorted(link for link in before["links"] if link.startswith("svt"))[0]
     testhost.monitor("system_reset")
     with testhost.connect() as again:
-        again.run(["cp", "-a", "/root/kept", RUNTIME])
+        # The network that is to be up at boot is, without a guest.
+        again.run(["sh", "-c", UNTIL_SERVED], timeout=120)
+        # By the unit of boot: it waited for the broker, which came at the first attempt.
+        ran = ["systemctl", "show", "--value", "--property=ExecMainStartTimestampMonotonic"]
+        assert again.run([*ran, NETWORKS]).text.strip() != "0"
+        again.run(["systemctl", "stop", "sessionvirt-broker"])
+        again.run(["cp", "-aT", "/root/kept", RUNTIME])
         again.run(["rm", "-rf", "/root/kept"])
         again.run(["ip", "tuntap", "add", name, "mode", "tap"])
         after = upheaval(again, "look")
         assert (after["leases"], after["macs"], after["dnsmasq"]) == ({}, [], 0)
         assert after["card"] == FREE
-        assert list(after["links"]) == [name]
+        assert sorted(after["links"]) == sorted([name, "svn_early"])
+        assert "10.99.7.1/24" in again.run(["ip", "-4", "address", "show", "svn_early"]).text
         again.run(["ip", "link", "delete", name])
+        # Once nobody wants it any more it goes with the next broker.
+        again.run(["systemctl", "disable", "--quiet", NETWORKS])
+        again.run(["rm", CONFIGURATION])
+        again.run(["systemctl", "restart", "sessionvirt-broker"])
+        assert list(upheaval(again, "look")["links"]) == []
         records = again.run(["find", f"{RUNTIME}/records", f"{RUNTIME}/holds", "-type", "f"])
         assert records.text == ""
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.host
 
 SECONDS = 60.0
 RESOLVED = "systemd-resolved.service"
+UNIT = "sessionvirt-names@svn_{}.service"
 CONFIGURATION = """
 [network.lab]
 ipv4 = "10.71.0.1/24"
@@ -48,6 +49,18 @@ def ask(*words: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60).stdout
 
 
+def until_told(network: str) -> None:
+    """The unit of the network has done what it does.
+
+    :raise TimeoutError: it has not.
+    """
+    end = time.monotonic() + SECONDS
+    while state(network) != "active success":
+        if time.monotonic() > end:
+            raise TimeoutError(f"{network}: {state(network)}")
+        time.sleep(0.2)
+
+
 def until_found(name: str, address: str) -> None:
     """resolved answers with that address.
 
@@ -62,10 +75,10 @@ def until_found(name: str, address: str) -> None:
 
 def state(network: str) -> str:
     """ActiveState and Result of the network's unit."""
-    unit = f"sessionvirt-names@svn_{network}.service"
-    argv = ["systemctl", "show", "--value", "--property=ActiveState,Result", unit]
-    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    return " ".join(sorted(said.split()))
+    from host.inside import units
+
+    said = units.show(UNIT.format(network), "ActiveState", "Result")
+    return f"{said['ActiveState']} {said['Result']}"
 
 
 @pytest.mark.usefixtures("permission")
@@ -80,13 +93,16 @@ def test_a_guest_is_found_by_its_name_on_the_host() -> None:
             until_found(NAME, held.taps[0].ipv4)
             assert ask("domain", "svn_lab").split()[-1] == "~lab.internal"
             assert ask("default-route", "svn_lab").split()[-1] == "no"
-            # A resolved that is started anew has been told anew.
+            # A resolved that is started anew is told anew.
+            former = units.show(UNIT.format("lab"), "InvocationID")
             units.systemctl("restart", RESOLVED)
+            until_told("lab")
+            assert units.show(UNIT.format("lab"), "InvocationID") != former
             until_found(NAME, held.taps[0].ipv4)
             assert ask("dns", "svn_lab").split()[-1] == "10.71.0.1"
             # These were looked at, and nothing was said of them.
             for other in ("silent", "u1001"):
-                assert state(other) == "active success"
+                until_told(other)
                 assert ask("dns", f"svn_{other}").split()[-1].endswith(":")
             assert held.taps[1].ipv4 not in ask("query", "web-server.silent.internal")
         assert state("lab") == "inactive success"
@@ -105,6 +121,6 @@ def test_where_it_does_not_run_nothing_is_told_and_nothing_fails() -> None:
             while "exec-condition" not in state("default"):
                 assert time.monotonic() < end, state("default")
                 time.sleep(0.2)
-            assert state("default") == "exec-condition inactive"
+            assert state("default") == "inactive exec-condition"
     finally:
         Path("/run/systemd/resolve").rmdir()
