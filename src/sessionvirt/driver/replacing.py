@@ -3,7 +3,8 @@
 
 The lease is the broker's, so whoever has its path may: the program that runs the machine, or
 another of the same user. The new one is taken first and is in force then, and the former ones are
-given back after it, so at no time is there none.
+given back after it, so at no time is there none. Of two who do this at the same time each leaves
+alone what was taken after its own: else each could give back the other's, and there were none.
 
 What this never does: know what it is, or QEMU, which has no part in it.
 """
@@ -35,9 +36,10 @@ async def replace(
     *,
     interactive: bool,
 ) -> None:
-    """Have this be there, and nothing else of what ``former`` finds.
+    """Have this be there, and nothing of what was there before it.
 
     :param lease: an object path.
+    :param former: what a lease has of it, oldest first; the last one is in force.
     :param request: None: there is none any more.
     :raise BusyError: somebody else does the same, again and again.
     :raise SessionvirtError: whatever the broker says. Then the former one is in force.
@@ -48,7 +50,10 @@ async def replace(
         kept = grant.id
     for _ in range(_LOOKS):
         leases = [info for info in await client.leases() if info.lease == lease]
-        rest = [one.id for info in leases for one in former(info) if one.id != kept]
+        rest = [one.id for info in leases for one in former(info)]
+        if kept:
+            # Where ours is gone, somebody who came later has put theirs, or none, in its place.
+            rest = rest[: rest.index(kept)] if kept in rest else []
         if not rest:
             return
         try:
