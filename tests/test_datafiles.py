@@ -260,6 +260,14 @@ def test_the_unit_of_names_is_resolveds_user_without_any_right_of_its_own() -> N
         assert unit.name.replace("@.", "@%k.") in rule
 
 
+def test_no_unit_of_names_is_left_failed_by_a_bridge_that_has_gone() -> None:
+    unit, _, service = NAMES_UNIT.read_text().partition("[Service]")
+    assert "\nCollectMode=inactive-or-failed\n" in unit
+    # Where it is ended on its way, that is no failure; systemd.service(5) says so of no oneshot.
+    assert "\nType=oneshot\n" in service
+    assert "\nSuccessExitStatus=SIGTERM\n" in service
+
+
 def test_the_unit_of_boot_has_the_broker_started_and_may_do_nothing() -> None:
     text = NETWORKS_UNIT.read_text()
     lines = [line for line, _ in directives(NETWORKS_UNIT)]
