@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from sessionvirt.broker_data import Obstacle
 from sessionvirt.cli.checks import Level
-from sessionvirt.cli.firewallchecks import mend, obstacle_checks, owner
+from sessionvirt.cli.firewallchecks import host_checks, mend, obstacle_checks, owner
 from sessionvirt.host import firewalls
 from sessionvirt.host.firewalls import Presence
 from sessionvirt.host.policyroutes import PolicyRule, catching, parse, policy_rules
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sessionvirt.broker_data import Diagnosis
 
 pytestmark = pytest.mark.unit
 
@@ -159,6 +162,16 @@ def test_strict_filtering_matters_with_several_uplinks(tmp_path: Path) -> None:
     assert firewalls.strict_uplinks(root) == ()
     (tmp_path / "proc/net/route").write_text(ROUTES.rpartition("wlan0")[0])
     assert firewalls.strict_uplinks(root) == ()
+
+
+def test_an_interfaces_name_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes nearly any, and root runs what doctor says."""
+    monkeypatch.setattr(firewalls, "strict_uplinks", lambda: ("a;reboot", "eth0.5"))
+    facts = cast("Diagnosis", SimpleNamespace(legacy_tables=()))
+    (said,) = host_checks(facts, (), ALONE)
+    assert said.advice.startswith(
+        "sysctl 'net.ipv4.conf.a;reboot.rp_filter=2'; sysctl net.ipv4.conf.eth0/5.rp_filter=2   ("
+    )
 
 
 def rule(priority: int, table: int, *attributes: tuple[int, bytes], source: int = 0) -> bytes:

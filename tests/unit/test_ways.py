@@ -140,6 +140,16 @@ def test_an_uplink_without_a_gateway_has_none_in_the_command() -> None:
     assert command.startswith("ip route add default dev ppp0 table 200 && ")
 
 
+@pytest.mark.parametrize("name", ["a;sh<b", "$(sh<b)", "`sh`", "a'b", '"}', "eth*", "-6", "é"])
+def test_no_command_has_a_name_that_a_shell_or_nft_reads(
+    name: str, host: Callable[..., None]
+) -> None:
+    host("eth0", ETH0, Uplink(name, 4, "192.0.2.9"))
+    (check,) = way_checks([lease()])
+    assert name in check.found
+    assert (name in check.advice, " && " in check.advice) == (False, False)
+
+
 def test_the_page_has_the_same_command() -> None:
     """Which the kernel tier carries out."""
     found = re.search(r"^    ip route add default .*?200'$", PAGE.read_text(), re.M | re.S)

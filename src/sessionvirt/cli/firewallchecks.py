@@ -8,6 +8,7 @@ that writes its rules anew, and what it opens is said. Nothing is done here.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
@@ -189,10 +190,16 @@ def _forwarding(leases: Sequence[LeaseInfo]) -> list[Check]:
     if not off:
         return []
     names = ", ".join(off)
-    command = "; ".join(f"sysctl net.ipv4.conf.{one.replace('.', '/')}.forwarding=1" for one in off)
+    command = "; ".join(_sysctl(one, "forwarding=1") for one in off)
     sentence = f"answers to machines that come in by {names} are not forwarded"
     opens = f"what comes in by {names} may be routed, to wherever the firewall lets it"
     return [Check("forwarding", Level.PROBLEM, sentence, f"{command}   ({opens})")]
+
+
+def _sysctl(interface: str, setting: str) -> str:
+    """For a shell of root's, in which the kernel lets an interface be called nearly anything."""
+    key = interface.replace(".", "/")
+    return f"sysctl {shlex.quote(f'net.ipv4.conf.{key}.{setting}')}"
 
 
 def _strict() -> list[Check]:
@@ -201,9 +208,7 @@ def _strict() -> list[Check]:
         return []
     names = ", ".join(strict)
     sentence = f"of several uplinks {names} drop what comes in by another way than it went out"
-    command = "; ".join(
-        f"sysctl net.ipv4.conf.{one.replace('.', '/')}.rp_filter=2" for one in strict
-    )
+    command = "; ".join(_sysctl(one, "rp_filter=2") for one in strict)
     opens = "an answer may come by any uplink that has some way back"
     return [Check("reverse-path", Level.WARNING, sentence, f"{command}   ({opens})")]
 

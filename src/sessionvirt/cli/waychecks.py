@@ -5,11 +5,16 @@ The answer of a guest has the guest's own address when it is routed, and so leav
 default route, whichever uplink the question came in by. What mends it needs a mark, a routing table
 and a rule for routing, all of the whole host: those are an administrator's to give away, so the
 command is put and never run. A mark that already leads to an uplink says that it was.
+
+The kernel takes nearly any name for an interface, and some programs have one made for whoever sits
+at the host. In the command, which somebody runs as root, are only names that neither a shell nor
+nft reads as anything else.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +35,7 @@ __all__ = ["answer_command", "way_checks"]
 
 #: The first number that is proposed, for mark and table both.
 _FIRST: Final = 200
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*", re.ASCII)
 #: Behind the translation of the first packet (dstnat, -100) and before that is routed.
 _PRIORITY: Final = -95
 
@@ -55,7 +61,8 @@ def way_checks(leases: Sequence[LeaseInfo]) -> list[Check]:
             f"what is published answers by {name} what came in by it, and nothing more is let in; "
             f"mark and table {number} must be nobody else's"
         )
-        advice = f"{answer_command(list(found.values()), number)}   ({opens})"
+        command = answer_command(list(found.values()), number)
+        advice = f"{command}   ({opens})" if command else "give it a plain name, and ask again"
         checks.append(Check("published-ports", Level.WARNING, sentence, advice))
     return checks
 
@@ -65,7 +72,10 @@ def answer_command(ways: Sequence[Uplink], number: int) -> str:
 
     :param ways: one interface, by version of IP.
     :param number: of mark and table.
+    :return: empty: its name is not for a shell.
     """
+    if not _PLAIN.fullmatch(ways[0].interface):
+        return ""
     commands = []
     for way in ways:
         ip = "ip" if way.version == 4 else "ip -6"
