@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sessionvirt.host.routes import has_default_route
+from sessionvirt.host.routes import has_default_route, rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,17 @@ def test_a_default_route(tmp_path: Path, ipv4: str, ipv6: str, *, has: bool) -> 
     (tmp_path / "route").write_text(ipv4)
     (tmp_path / "ipv6_route").write_text(ipv6)
     assert has_default_route(proc=str(tmp_path)) is has
+
+
+def test_a_routers_table_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "route"
+    path.write_text(HEAD + DEFAULT4 + SUBNET4 * 20_000)
+    tracemalloc.start()
+    try:
+        assert sum(row[1] == "00000000" for row in rows(str(path), 8)) == 1
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_host_without_ip(tmp_path: Path) -> None:

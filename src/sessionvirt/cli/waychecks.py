@@ -97,6 +97,8 @@ def answer_command(ways: Sequence[Uplink], number: int) -> str:
 
 def _crossed(leases: Sequence[LeaseInfo]) -> Iterator[tuple[str, Uplink, str]]:
     """Machine, the uplink that a question may come by, and the interface of the answer."""
+    if not any(isinstance(grant, PublishGrant) for lease in leases for grant in lease.grants):
+        return  # the tables of routes may be long
     every = {version: uplinks(version) for version in (4, 6)}
     for lease in leases:
         taps = {one.id: one for one in lease.grants if isinstance(one, TapGrant)}

@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .routes import rows
+
 __all__ = ["Presence", "bridge_calls", "not_forwarding", "presence", "strict_uplinks", "uplinks"]
 
 
@@ -58,10 +60,8 @@ def bridge_calls(root: str = "/") -> tuple[str, ...]:
 
 def uplinks(root: str = "/") -> tuple[str, ...]:
     """The interfaces with a default route of IPv4."""
-    text = _read(Path(root) / "proc/net/route")
-    rows = [line.split() for line in text.splitlines()[1:]]
-    found = {row[0] for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"}
-    return tuple(sorted(found))
+    table = rows(str(Path(root) / "proc/net/route"), 8)
+    return tuple(sorted({row[0] for row in table if row[1] == row[7] == "00000000"}))
 
 
 def strict_uplinks(root: str = "/") -> tuple[str, ...]:

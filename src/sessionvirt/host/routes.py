@@ -6,6 +6,11 @@ Source: proc_net(5), net/ipv4/fib_trie.c and net/ipv6/route.c for the columns.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["has_default_route", "rows"]
 
 
@@ -23,11 +28,16 @@ def has_default_route(*, proc: str = "/proc/net") -> bool:
     return any(row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo" for row in found)
 
 
-def rows(path: str, columns: int) -> list[list[str]]:
-    """Return the rows of a table that are whole; none where it cannot be read."""
+def rows(path: str, columns: int) -> Iterator[list[str]]:
+    """The rows of a table that are whole; none where it cannot be read.
+
+    One at a time: a router's table has a million.
+    """
     try:
         with open(path, encoding="ascii", errors="replace") as file:
-            rows = [line.split() for line in file]
+            for line in file:
+                row = line.split()
+                if len(row) >= columns:
+                    yield row
     except OSError:
-        return []
-    return [row for row in rows if len(row) >= columns]
+        return
