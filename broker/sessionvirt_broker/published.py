@@ -24,10 +24,10 @@ guests such a one passes only where what is published turns round, for networks 
 guest says anything to 127.0.0.0/8 in this way either (``ruleset.py``, ``check_ipv4``).
 
 Or it is a flow that a helper expects, by what one end of another flow says. That is let in to a
-guest for those helpers only that expect nothing but the flow's own two ends, as they are by default
-(net/netfilter/nf_conntrack_*.c). H.323's takes any address for the one that a call is forwarded to
-(expect_callforwarding()): by it a guest opens another user's to somebody outside. ``ct helper`` is
-that of the flow by which it is expected.
+guest for those helpers only by which nobody is reached but the flow's own two ends, as they are by
+default (net/netfilter/nf_conntrack_*.c); IRC's has anybody reach the client. H.323's takes any
+address for the one that a call is forwarded to (expect_callforwarding()): by it a guest opens
+another user's to somebody outside. ``ct helper`` is that of the flow by which it is expected.
 
 What turns round on a bridge, from a guest to what another one of its network has published, or to
 itself, has the gateway's address as its source, so that the answer turns round there, too. So has
