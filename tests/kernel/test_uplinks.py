@@ -76,7 +76,7 @@ def reached(world: Outside, address: str, port: int, seconds: float = 5) -> bool
 
 @contextlib.contextmanager
 def policy(*rules: str) -> Iterator[None]:
-    """Rules for routing, and whatever is in table 200, for as long as the ``with`` lasts."""
+    """Rules for routing, and whatever is in tables 200 and 201, as long as the ``with`` lasts."""
     try:
         for rule in rules:
             host.ip(*rule.split())
@@ -88,8 +88,9 @@ def policy(*rules: str) -> Iterator[None]:
                 number = int(line.partition(":")[0])
                 if 0 < number < 32766:
                     host.ip(version, "rule", "del", "pref", str(number))
-            tables = ["ip", version, "route", "flush", "table", "200"]
-            subprocess.run(tables, stderr=subprocess.DEVNULL, check=False)
+            for table in ("200", "201"):
+                argv = ["ip", version, "route", "flush", "table", table]
+                subprocess.run(argv, stderr=subprocess.DEVNULL, check=False)
         if "inet answers" in host.tables():
             host.nft("delete", "table", "inet", "answers")
 
@@ -151,6 +152,25 @@ def test_what_doctor_says_has_each_uplink_answer_for_itself(
     with published(web, SECOND4):
         (said,) = complaints(alice, "web", CHECK)
         assert "ip -6" not in said["advice"]
+
+
+def test_with_a_vpn_the_uplink_answers_for_itself_likewise(
+    web: Lease, world: Outside, alice: User
+) -> None:
+    """One that has all leave by itself but its own packets, as wg-quick(8) does."""
+    vpn = (
+        f"route add default via {NEAR4} dev up1 table 201",
+        "rule add not fwmark 51820 table 201",
+        "rule add table main suppress_prefixlength 0",
+    )
+    with published(web, UPLINK4) as port, policy(*vpn):
+        assert not reached(world, UPLINK4, port, 0.5)
+        (said,) = complaints(alice, "web", CHECK)
+        assert said["found"].endswith(" is answered by up1")
+        command = said["advice"].partition("   (")[0]
+        subprocess.run(["bash", "-ec", command], check=True, capture_output=True)
+        assert reached(world, UPLINK4, port)
+        assert complaints(alice, "web", CHECK) == []
 
 
 def test_strict_filtering_drops_the_question_and_is_named(

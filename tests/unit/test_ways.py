@@ -61,13 +61,18 @@ ETH6, WLAN6 = Uplink("eth0", 6, "fe80::2"), Uplink("wlan0", 6, "fe80::3")
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A host's routing: its best uplink, all of them, and its marks with where they lead."""
+    """A host's routing: its best uplink, all of them, and its marks with where they lead.
 
-    def be(best: str, *every: Uplink, bridge: str = "svn_lab", **marks: str) -> None:
+    With a VPN there is a rule for all that has not the first of these marks.
+    """
+
+    def be(
+        best: str, *every: Uplink, bridge: str = "svn_lab", vpn: bool = False, **marks: str
+    ) -> None:
         numbers = {int(key.removeprefix("mark")): where for key, where in marks.items()}
         rules = [
-            PolicyRule(9, number, "", "", marked=True, inverted=False, mark=number)
-            for number in numbers
+            PolicyRule(9, number, "", "", marked=True, inverted=vpn and not place, mark=number)
+            for place, number in enumerate(numbers)
         ]
 
         def leaves_by(address: str, by: str, mark: int = 0) -> str:
@@ -122,11 +127,14 @@ def test_the_uplink_and_the_machines_are_named_once(host: Callable[..., None]) -
 
 
 def test_each_uplink_has_a_number_of_its_own(host: Callable[..., None]) -> None:
-    """With a VPN no uplink answers for itself."""
-    host("wg0", ETH0, WLAN0)
+    """With a VPN no uplink answers for itself, but its own packets leave by the best."""
+    host("wg0", ETH0, WLAN0, vpn=True, mark51820="eth0")
     eth0, wlan0 = way_checks([lease()])
     assert eth0.advice.startswith(answer_command([ETH0], 200))
     assert wlan0.advice.startswith(answer_command([WLAN0], 201))
+    host("wg0", ETH0, WLAN0, vpn=True, mark51820="eth0", mark200="eth0")
+    (wlan0,) = way_checks([lease()])
+    assert " comes in by wlan0, " in wlan0.found
 
 
 def test_a_private_network_is_on_its_users_bridge(host: Callable[..., None]) -> None:

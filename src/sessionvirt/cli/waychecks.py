@@ -124,8 +124,12 @@ def _asked(grant: PublishGrant, every: Iterable[Uplink]) -> list[Uplink]:
 
 
 def _marked(address: str, bridge: str) -> set[str]:
-    """Where the guest's packets go with a mark that a rule for routing asks for."""
-    marks = {rule.mark for rule in policy_rules(_version(address)) if rule.marked}
+    """Where the guest's packets go with a mark that a rule for routing asks for.
+
+    A rule for all that has not a mark is a VPN's: with it are that one's own packets (wg-quick(8)).
+    """
+    rules = policy_rules(_version(address))
+    marks = {rule.mark for rule in rules if rule.marked and not rule.inverted}
     return {leaves_by(address, bridge, mark) for mark in marks}
 
 
