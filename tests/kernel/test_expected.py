@@ -41,15 +41,18 @@ GATEWAY4, GATEWAY6 = "10.68.0.1", "fd68::1"
 CALLS = "Q.931"
 PUBLISHED, SERVICE = 8400, 9997
 
-#: In the guest: a client of FTP, whose server is only patient.
+#: In the guest: a client of FTP, whose server is only patient. What was said has been received, and
+#: so has passed the helper (SIOCOUTQ, tcp(7)).
 CLIENT = """
-import socket, sys
+import fcntl, socket, sys, termios, time
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as server:
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     print(*server.getsockname()[:2], flush=True)
     server.sendall(b"GET /hold HTTP/1.0\\r\\n\\r\\n")
     for line in sys.stdin:
         server.sendall(line.strip().encode() + b"\\r\\n")
+        while any(fcntl.ioctl(server, termios.TIOCOUTQ, bytes(4))):
+            time.sleep(0.001)
         print("said", flush=True)
 """
 
