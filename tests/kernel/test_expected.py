@@ -88,9 +88,11 @@ def bob(world: Outside, bobs: Client) -> Iterator[KernelGuest]:
 
 
 @contextlib.contextmanager
-def connected(guest: KernelGuest, address: str) -> Iterator[subprocess.Popen[str]]:
-    """A connection of a guest's to outside; what it prints first are its own address and port."""
-    argv = guest.command([sys.executable, "-I", "-c", CLIENT, address, str(PORT)])
+def connected(
+    guest: KernelGuest, address: str, port: int = PORT
+) -> Iterator[subprocess.Popen[str]]:
+    """A connection of a guest's; what it prints first are its own address and port."""
+    argv = guest.command([sys.executable, "-I", "-c", CLIENT, address, str(port)])
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -149,12 +151,14 @@ def test_f67_nobody_outside_is_forwarded_to_anothers_guest(
     target = bob.tap.ipv4 if version == 4 else bob.tap.ipv6
     source = 41000 + version
     grant = web.add_one(publish("tap0", PUBLISHED, 80))
-    with assigned(CALLS, 80):
-        answer = world.ask("tcp", uplink, PUBLISHED, source=theirs, sport=source)
-        assert answer == f"alice 80 {theirs}"
-        expect(Flow(theirs, uplink, (source, PUBLISHED)), Flow(theirs, target, (0, 82)))
-        assert world.ask("tcp", target, 82, timeout=0.3) == "TimeoutError"
-    web.drop(grant["id"])
+    try:
+        with assigned(CALLS, 80):
+            answer = world.ask("tcp", uplink, PUBLISHED, source=theirs, sport=source)
+            assert answer == f"alice 80 {theirs}"
+            expect(Flow(theirs, uplink, (source, PUBLISHED)), Flow(theirs, target, (0, 82)))
+            assert world.ask("tcp", target, 82, timeout=0.3) == "TimeoutError"
+    finally:
+        web.drop(grant["id"])
 
 
 @pytest.mark.parametrize(
@@ -176,3 +180,23 @@ def test_f67_no_guest_is_forwarded_to_the_host_or_anothers_guest(
             assert alice.ask("tcp", target, theirs) == "TimeoutError"
         with pytest.raises(BlockingIOError):
             service.accept()
+
+
+@pytest.mark.usefixtures("bridge_nf")
+@pytest.mark.parametrize("bridge_nf", [False], indirect=True, ids=["no-nf"])
+@pytest.mark.parametrize("gateway", [GATEWAY4, GATEWAY6], ids=["ipv4", "ipv6"])
+def test_f67_no_guest_is_called_back_by_whom_it_asked(
+    gateway: str, web: Lease, alice: KernelGuest, bob: KernelGuest
+) -> None:
+    """Where what is published turns round: it is translated, and so is what is expected of it."""
+    own_address = alice.tap.ipv6 if ":" in gateway else alice.tap.ipv4
+    grant = web.add_one(publish("tap0", PUBLISHED, 80))
+    try:
+        for helper, answer in ((CALLS, "TimeoutError"), ("ftp", f"bob 82 {gateway}")):
+            with assigned(helper, 80), connected(bob, gateway, PUBLISHED) as call:
+                address, port = own(call)
+                master = Flow(address, gateway, (port, PUBLISHED))
+                expect(master, Flow(own_address, gateway, (0, 9000)), back=82)
+                assert alice.ask("tcp", gateway, 9000) == answer
+    finally:
+        web.drop(grant["id"])

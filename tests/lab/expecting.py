@@ -23,7 +23,7 @@ __all__ = ["Flow", "assigned", "expect"]
 
 # linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_NEW.
 _NEW = 2 << 8
-_MASTER, _TUPLE, _MASK, _TIMEOUT = 1, 2, 3, 4
+_MASTER, _TUPLE, _MASK, _TIMEOUT, _NAT, _FUNCTION = 1, 2, 3, 4, 10, 11
 _NESTED, _NETFILTER = 0x8000, 12
 #: NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE.
 _FLAGS = 0x1 | 0x4 | 0x400
@@ -57,14 +57,24 @@ def assigned(helper: str, port: int) -> Iterator[None]:
         host.nft("delete", "table", "inet", "theirs")
 
 
-def expect(master: Flow, expected: Flow) -> None:
-    """Of a flow that has a helper: another one, whatever port it comes from."""
+def expect(master: Flow, expected: Flow, *, back: int = 0) -> None:
+    """Of a flow that has a helper: another one, whatever port it comes from.
+
+    :param back: it is translated, and leads to this port of whoever began the master.
+    """
     one = "255.255.255.255" if "." in expected.source else "ff" * 2 + ":ffff" * 7
     body = struct.pack("=BBH", _family(master.source), 0, 0)
     body += _attribute(_MASTER | _NESTED, _tuple(master))
     body += _attribute(_TUPLE | _NESTED, _tuple(expected))
     body += _attribute(_MASK | _NESTED, _tuple(Flow(one, one, (0, 0xFFFF))))
     body += _attribute(_TIMEOUT, struct.pack("!I", 60))
+    if back:
+        # nf_nat_follow_master(), as a flow in the direction of the master's answers.
+        where = _attribute(1, struct.pack("!I", 1)) + _attribute(
+            2 | _NESTED, _tuple(Flow(expected.source, expected.target, (back, 0)))
+        )
+        body += _attribute(_NAT | _NESTED, where)
+        body += _attribute(_FUNCTION, b"nat-follow-master\0")
     message = struct.pack("=IHHII", 16 + len(body), _NEW, _FLAGS, 1, 0) + body
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER) as kernel:
         kernel.send(message)
