@@ -44,9 +44,10 @@ IGNORED_PROCESSES = re.compile(
     r"|sessionvirt_broker$|agetty|polkitd|pytest|agent\.py|journalctl|^\(|dbus-daemon|libvirtd"
     r"|virtlogd|machined"
 )
-#: Units that come and go by themselves: by the clock, by a look at them, for a device.
+#: Units that come and go by themselves: by the clock, by a look at them, for a device; and what is
+#: there for others alone.
 IGNORED_UNITS = re.compile(
-    r"\.(device|timer|mount|swap|path)$|^(user-runtime-dir@|modprobe@|libvirt|virtlogd|polkit"
+    r"\.(device|timer|mount|swap|path|target)$|^(machine\.slice|user-runtime-dir@|modprobe@|libvirt|virtlogd|polkit"
     r"|systemd-|dbus|getty@|autovt@|init\.scope|-\.slice|system.*\.slice|user\.slice|run-|logrotate)"
 )
 
