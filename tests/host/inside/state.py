@@ -35,6 +35,7 @@ IGNORED_FILES = re.compile(
     r"|/run/(sessionvirt-broker|sessionvirt-broker/(records|holds|networks))$"
     r"|/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$"
     r"|/root/.cache|\.pyc$|__pycache__"
+    r"|/etc/libvirt/"  # libvirtd writes it anew when it starts
 )
 #: Written anew by who adds a user and by who removes it: what is in them is what counts.
 ACCOUNTS = tuple(f"/etc/{name}" for name in ("passwd", "group", "shadow", "gshadow"))
