@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
-SECONDS = 60.0
+SECONDS = 120.0
 RESOLVED = "systemd-resolved.service"
 UNIT = "sessionvirt-names@svn_{}.service"
 CONFIGURATION = """
