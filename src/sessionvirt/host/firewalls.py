@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .routes import rows
+from .routes import default_rows
 
 __all__ = ["Presence", "bridge_calls", "not_forwarding", "presence", "strict_uplinks", "uplinks"]
 
@@ -60,8 +60,7 @@ def bridge_calls(root: str = "/") -> tuple[str, ...]:
 
 def uplinks(root: str = "/") -> tuple[str, ...]:
     """The interfaces with a default route of IPv4."""
-    table = rows(str(Path(root) / "proc/net/route"), 8)
-    return tuple(sorted({row[0] for row in table if row[1] == row[7] == "00000000"}))
+    return tuple(sorted({row[0] for row in default_rows(str(Path(root) / "proc/net/route"))}))
 
 
 def strict_uplinks(root: str = "/") -> tuple[str, ...]:

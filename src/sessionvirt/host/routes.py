@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["has_default_route", "rows"]
+__all__ = ["default_rows", "has_default_route", "rows"]
 
 
 def has_default_route(*, proc: str = "/proc/net") -> bool:
@@ -19,13 +19,18 @@ def has_default_route(*, proc: str = "/proc/net") -> bool:
 
     :param proc: where ``route`` and ``ipv6_route`` are.
     """
-    # Interface, destination, gateway, flags, reference count, use, metric, mask.
-    if any(row[1] == row[7] == "00000000" for row in rows(f"{proc}/route", 8)):
+    if any(True for _ in default_rows(f"{proc}/route")):
         return True
     # Destination and its length come first, the interface last. The kernel's own rejections of
     # everything are on lo.
     found = rows(f"{proc}/ipv6_route", 10)
     return any(row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo" for row in found)
+
+
+def default_rows(path: str) -> Iterator[list[str]]:
+    """Of the table ``route`` of IPv4 the rows that are for every address."""
+    # Interface, destination, gateway, flags, reference count, use, metric, mask.
+    return (row for row in rows(path, 8) if row[1] == row[7] == "00000000")
 
 
 def rows(path: str, columns: int) -> Iterator[list[str]]:

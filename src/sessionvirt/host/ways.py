@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from .routes import rows
+from .routes import default_rows, rows
 from .rtnetlink import DUMP, FAMILIES, ask, attribute, attributes, messages
 
 __all__ = ["Uplink", "interface_of", "leaves_by", "uplinks"]
@@ -54,8 +54,8 @@ def uplinks(version: int, *, proc: str = "/proc/net") -> list[Uplink]:
 
 def _uplinks4(proc: str) -> list[Uplink]:
     found = []
-    for row in rows(f"{proc}/route", 8):
-        if row[1] == row[7] == "00000000" and row[0] != "*":
+    for row in default_rows(f"{proc}/route"):
+        if row[0] != "*":
             # As the number that it is in memory here.
             gateway = socket.inet_ntoa(_NUMBER.pack(int(row[2], 16)))
             found.append(Uplink(row[0], 4, "" if gateway == "0.0.0.0" else gateway))  # noqa: S104
